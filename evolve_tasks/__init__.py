@@ -1,0 +1,36 @@
+"""Evolving workflows on Prefect and Dask: work whose extent is unknown when it starts."""
+
+from evolve_tasks.errors import ClusterLost, EvolveError, InvalidInput, NotInFlow
+from evolve_tasks.evolve import aevolve, aevolve_iter, evolve, evolve_iter
+from evolve_tasks.options import EvolveOptions, Limits, Tolerate, tolerate
+from evolve_tasks.outcome import (
+    Counts,
+    EvolveFailed,
+    Failure,
+    ItemOutcome,
+    Outcome,
+    StageCounts,
+)
+from evolve_tasks.runner import EvolveTaskRunner
+
+__all__ = [
+    "ClusterLost",
+    "Counts",
+    "EvolveError",
+    "EvolveFailed",
+    "EvolveOptions",
+    "EvolveTaskRunner",
+    "Failure",
+    "InvalidInput",
+    "ItemOutcome",
+    "Limits",
+    "NotInFlow",
+    "Outcome",
+    "StageCounts",
+    "Tolerate",
+    "aevolve",
+    "aevolve_iter",
+    "evolve",
+    "evolve_iter",
+    "tolerate",
+]

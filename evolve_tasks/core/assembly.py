@@ -1,0 +1,74 @@
+"""Put what ends in any order into the order of the sources and their items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Portion:
+    """What one answered unit adds to the outcome.
+
+    Args:
+        position: the source's position among the sources.
+        source: the source itself.
+        start: position of the first item.
+        stop: position after the last item that has ended.
+        values: results of those that succeeded, in order.
+        failures: those that failed, in order of position; a failure of the source alone
+            has `start == stop`.
+    """
+
+    position: int
+    source: Any
+    start: int
+    stop: int
+    values: list[Any]
+    failures: Sequence[Any] = ()
+
+
+@dataclass(slots=True)
+class Assembly:
+    """Results of a run, kept until they can be put in order.
+
+    Example:
+        >>> assembly = Assembly()
+        >>> for position, source in enumerate("ab"):
+        ...     assembly.arrived(position, source)
+        >>> assembly.add(Portion(1, "b", 0, 1, ["b0"]))
+        >>> assembly.add(Portion(0, "a", 1, 2, ["a1"]))
+        >>> assembly.add(Portion(0, "a", 0, 1, ["a0"]))
+        >>> assembly.by_source()
+        [('a', ['a0', 'a1']), ('b', ['b0'])]
+    """
+
+    _sources: list[Any] = field(default_factory=list)
+    _values: dict[int, list[tuple[int, list[Any]]]] = field(default_factory=dict)
+    _failures: list[Any] = field(default_factory=list)
+
+    def arrived(self, position: int, source: Any) -> None:
+        """Note a source; sources arrive in order."""
+        assert position == len(self._sources), (position, len(self._sources))
+        self._sources.append(source)
+
+    def add(self, portion: Portion) -> None:
+        """Note what a unit gave."""
+        if portion.values:
+            self._values.setdefault(portion.position, []).append((portion.start, portion.values))
+        self._failures.extend(portion.failures)
+
+    def by_source(self) -> list[tuple[Any, list[Any]]]:
+        """The results of each source, in order."""
+        return [
+            (source, [value for _, values in self._ordered(position) for value in values])
+            for position, source in enumerate(self._sources)
+        ]
+
+    def failures(self) -> list[Any]:
+        """The failures, in order of position."""
+        return sorted(self._failures, key=lambda failure: failure.index)
+
+    def _ordered(self, position: int) -> list[tuple[int, list[Any]]]:
+        return sorted(self._values.get(position, ()), key=lambda part: part[0])

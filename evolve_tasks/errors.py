@@ -1,0 +1,32 @@
+"""What evolve-tasks raises when it cannot begin, or must not go on."""
+
+from __future__ import annotations
+
+
+class EvolveError(Exception):
+    """Base of every error that evolve-tasks raises itself.
+
+    Catch it to tell a refusal of this library from an error of your own code.
+    """
+
+
+class InvalidInput(EvolveError, ValueError):
+    """A value that was given cannot be worked with; nothing has been started.
+
+    The message names the value, the rule it breaks and the way out.
+    """
+
+
+class NotInFlow(EvolveError, RuntimeError):
+    """`evolve` was called outside a Prefect flow run, or the flow's runner cannot serve it."""
+
+
+class ClusterLost(EvolveError, RuntimeError):
+    """The connection to the Dask scheduler is gone, and with it what was in flight.
+
+    Run the flow again when the scheduler is back.
+    """
+
+
+class IllegalEvent(EvolveError, AssertionError):
+    """The pure core was told something that cannot have happened: a fault of this library."""

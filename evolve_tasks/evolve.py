@@ -1,0 +1,528 @@
+"""`evolve` and its three siblings: check the call, choose a strategy, run it, tell the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import ExitStack, aclosing, closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypedDict, Unpack
+
+import anyio.from_thread
+import anyio.to_thread
+import distributed
+from distributed import Client
+from prefect import Task
+from prefect.context import FlowRunContext, serialize_context
+from prefect.logging import get_run_logger
+from prefect.settings.context import get_current_settings
+from prefect_dask.task_runners import DaskTaskRunner
+
+from evolve_tasks.core.assembly import Assembly, Portion
+from evolve_tasks.errors import InvalidInput, NotInFlow
+from evolve_tasks.evolving import EvolvingRun
+from evolve_tasks.monitoring.recording import wait_until_recorded
+from evolve_tasks.monitoring.terminal import showing
+from evolve_tasks.options import (
+    BatchSize,
+    EvolveOptions,
+    FailurePolicy,
+    Limits,
+    RecordMode,
+    StrategyName,
+    resolve_options,
+)
+from evolve_tasks.outcome import EvolveFailed, Failure, ItemOutcome, Outcome
+from evolve_tasks.runner import EvolveTaskRunner
+from evolve_tasks.stages import Stage, stages_from
+from evolve_tasks.strategies.as_completed import run_as_completed
+from evolve_tasks.strategies.asynchronous import run_async
+from evolve_tasks.strategies.choice import Choice, choose
+from evolve_tasks.strategies.nested import run_nested, shares
+from evolve_tasks.strategies.sequential import run_sequential
+from evolve_tasks.strategies.submitting import Submitter, new_run_name
+from evolve_tasks.workers.calls import RunSpec
+from evolve_tasks.workers.seceding import seceded
+
+# Failures that `evolve_iter` keeps for the error at its end. All of them were given to the
+# loop; what is kept must not grow with the run.
+ITER_FAILURES = 100
+
+# Work that lies ready for each thread: one item running, and enough behind it that a thread
+# never waits for the flow, which answers within milliseconds.
+PER_THREAD = 4
+SMALLEST_WINDOW = 16
+
+Stagelike = Task[..., Any] | Callable[..., Any]
+
+
+class Overrides(TypedDict, total=False):
+    """The fields of `EvolveOptions` as keywords; `limits` may be given by its fields."""
+
+    strategy: StrategyName
+    limits: Limits
+    in_flight: int | None
+    buffered: int
+    max_items: int | None
+    max_depth: int | None
+    in_flight_variable: str | None
+    on_failure: FailurePolicy | Mapping[str, Any]
+    batch: BatchSize
+    record: RecordMode
+    record_budget: int
+    resources: dict[str, dict[str, float]] | None
+    journal: bool | str
+    unique: bool
+    progress: bool
+
+
+class Callables(TypedDict, total=False):
+    """The callables of a run; this version has none of them yet."""
+
+    collect: Any
+    reduce: Any
+    fingerprint: Any
+    label: Any
+    key: Any
+
+
+class Extras(Overrides, Callables, total=False):
+    """Everything that `evolve` takes as keywords but `options`."""
+
+
+def evolve(
+    sources: Iterable[Any],
+    *stages: Stagelike,
+    options: EvolveOptions | Mapping[str, Any] | None = None,
+    **overrides: Unpack[Extras],
+) -> Outcome:
+    """Expand sources into items, and process the items while sources are still expanded.
+
+    Args:
+        sources: N >= 0 sources; any iterable, also a lazy or endless one: a source is taken
+            when there is room for it. Sources may repeat and need not be hashable.
+        stages: two Prefect tasks or plain functions. The first takes a source and gives
+            M >= 0 items, the second takes an item and gives its result.
+        options: an `EvolveOptions`, or a mapping of its fields as a deployment has it.
+        collect: not available yet.
+        reduce: not available yet.
+        fingerprint: not available yet.
+        label: not available yet.
+        key: not available yet.
+        overrides: fields of `EvolveOptions` as keywords; `in_flight=` and `buffered=` may
+            be given without their `limits`.
+
+    Returns:
+        The outcome: results in source order and then item order, failures, counts.
+
+    Raises:
+        InvalidInput: the call cannot be worked with; nothing was started.
+        NotInFlow: called outside a flow run, or the flow's runner cannot do what was asked.
+        EvolveFailed: sources or items failed and the policy does not accept it; all that was
+            finished is in its `outcome`.
+        ClusterLost: the connection to the Dask scheduler broke.
+
+    Example:
+        >>> from prefect import flow
+        >>> @flow
+        ... def squares(numbers: list[int]) -> list[int]:
+        ...     return evolve(numbers, range, lambda x: x * x, strategy="sequential").results
+    """
+    call = _Call.checked(sources, stages, options, overrides)
+    assembly = Assembly()
+    with call.opened() as opened:
+        opened.run.on_source = assembly.arrived
+        with closing(opened.portions()) as portions:
+            for portion in portions:
+                assembly.add(portion)
+    return opened.judged(assembly.by_source(), assembly.failures())
+
+
+async def aevolve(
+    sources: Iterable[Any],
+    *stages: Stagelike,
+    options: EvolveOptions | Mapping[str, Any] | None = None,
+    **overrides: Unpack[Extras],
+) -> Outcome:
+    """Do what `evolve` does, awaited; the event loop stays free for other work.
+
+    Args:
+        sources: as in `evolve`.
+        stages: as in `evolve`; tasks and functions may be async.
+        options: as in `evolve`.
+        overrides: as in `evolve`.
+
+    Returns:
+        The outcome, as `evolve` gives it.
+
+    Raises:
+        InvalidInput: as in `evolve`.
+        EvolveFailed: as in `evolve`.
+
+    Example:
+        >>> from prefect import flow
+        >>> @flow
+        ... async def squares(numbers: list[int]) -> list[int]:
+        ...     outcome = await aevolve(numbers, range, lambda x: x * x, strategy="sequential")
+        ...     return outcome.results
+    """
+    call = _Call.checked(sources, stages, options, overrides)
+    if call.choice.strategy != "async":
+        again = partial(evolve, sources, *stages, options=options, **overrides)
+        return await anyio.to_thread.run_sync(again)
+    assembly = Assembly()
+    opened = await anyio.to_thread.run_sync(call.open)
+    try:
+        opened.run.on_source = assembly.arrived
+        async with aclosing(run_async(opened.run, opened.submitter)) as portions:
+            async for portion in portions:
+                assembly.add(portion)
+                opened.show()
+    finally:
+        await anyio.to_thread.run_sync(opened.close)
+    return opened.judged(assembly.by_source(), assembly.failures())
+
+
+def evolve_iter(
+    sources: Iterable[Any],
+    *stages: Stagelike,
+    options: EvolveOptions | Mapping[str, Any] | None = None,
+    **overrides: Unpack[Extras],
+) -> Iterator[ItemOutcome]:
+    """Give each item's outcome as it ends, in bounded memory.
+
+    Nothing runs further ahead of the loop than `in_flight` + `buffered`. Leaving the loop
+    stops the run: what has not begun does not begin.
+
+    Args:
+        sources: as in `evolve`; they may be endless.
+        stages: as in `evolve`.
+        options: as in `evolve`.
+        overrides: as in `evolve`.
+
+    Yields:
+        An `ItemOutcome` for each item and for each source that failed, in order of
+        completion.
+
+    Raises:
+        InvalidInput: as in `evolve`, at the call.
+        EvolveFailed: after the last outcome, if the policy does not accept the failures; its
+            outcome has counts and the first failures, the results went to the loop.
+
+    Example:
+        >>> from prefect import flow
+        >>> @flow
+        ... def total(numbers: list[int]) -> int:
+        ...     options = {"strategy": "sequential"}
+        ...     return sum(item.value for item in evolve_iter(numbers, range, abs, options=options))
+    """
+    # Checked here and not in the generator, so that a wrong call fails where it stands.
+    call = _Call.checked(sources, stages, options, overrides)
+    return _iterate(call)
+
+
+def _iterate(call: _Call) -> Iterator[ItemOutcome]:
+    failures: list[Failure] = []
+    with call.opened() as opened, closing(opened.portions()) as portions:
+        for portion in portions:
+            yield from _outcomes(portion, failures)
+    opened.judged([], failures)
+
+
+async def aevolve_iter(
+    sources: Iterable[Any],
+    *stages: Stagelike,
+    options: EvolveOptions | Mapping[str, Any] | None = None,
+    **overrides: Unpack[Extras],
+) -> AsyncIterator[ItemOutcome]:
+    """Do what `evolve_iter` does in an async flow.
+
+    Args:
+        sources: as in `evolve_iter`.
+        stages: as in `evolve_iter`.
+        options: as in `evolve_iter`.
+        overrides: as in `evolve_iter`.
+
+    Yields:
+        An `ItemOutcome` for each item and for each source that failed.
+
+    Raises:
+        InvalidInput: as in `evolve`, at the first step.
+        EvolveFailed: as in `evolve_iter`.
+
+    Example:
+        >>> from prefect import flow
+        >>> @flow
+        ... async def total(numbers: list[int]) -> int:
+        ...     found = aevolve_iter(numbers, range, abs, strategy="sequential")
+        ...     return sum([item.value async for item in found])
+    """
+    call = _Call.checked(sources, stages, options, overrides)
+    failures: list[Failure] = []
+    opened = await anyio.to_thread.run_sync(call.open)
+    try:
+        portions = (
+            run_async(opened.run, opened.submitter)
+            if call.choice.strategy == "async"
+            else _in_thread(opened.portions())
+        )
+        async with aclosing(portions):
+            async for portion in portions:
+                opened.show()
+                for outcome in _outcomes(portion, failures):
+                    yield outcome
+    finally:
+        # The loop may have been left by a cancellation, which must not cut this short.
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(opened.close)
+    opened.judged([], failures)
+
+
+async def _in_thread(portions: Generator[Portion, None, None]) -> AsyncGenerator[Portion, None]:
+    over = object()
+    try:
+        while (portion := await anyio.to_thread.run_sync(next, portions, over)) is not over:
+            assert isinstance(portion, Portion)
+            yield portion
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(portions.close)
+
+
+def _outcomes(portion: Portion, failures: list[Failure]) -> Iterator[ItemOutcome]:
+    failed = {failure.index: failure for failure in portion.failures}
+    failures += portion.failures[: ITER_FAILURES - len(failures)]
+    if (portion.position,) in failed:
+        yield ItemOutcome(portion.source, (portion.position,), failure=failed[portion.position,])
+    values = iter(portion.values)
+    for position in range(portion.start, portion.stop):
+        index = (portion.position, position)
+        failure = failed.get(index)
+        value = next(values) if failure is None else None
+        yield ItemOutcome(portion.source, index, value=value, failure=failure)
+
+
+@dataclass
+class _Call:
+    """A call that was checked; nothing has been started for it."""
+
+    sources: Iterable[Any]
+    stages: tuple[Stage, ...]
+    options: EvolveOptions
+    choice: Choice
+    client: Client | None
+
+    @classmethod
+    def checked(
+        cls,
+        sources: Any,
+        functions: tuple[Any, ...],
+        options: EvolveOptions | Mapping[str, Any] | None,
+        keywords: Mapping[str, Any],
+    ) -> _Call:
+        later = {name: keywords[name] for name in Callables.__annotations__ if name in keywords}
+        for name, value in later.items():
+            if value is not None:
+                raise InvalidInput(
+                    f"{name}={value!r}: this version of evolve-tasks does not have {name}= yet, "
+                    "and an argument is never ignored in silence; leave it out"
+                )
+        overrides = {name: value for name, value in keywords.items() if name not in later}
+        resolved = resolve_options(options, overrides)
+        stages = stages_from(functions)
+        _refuse_wrong_sources(sources)
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            raise NotInFlow(
+                "evolve was called outside a flow run: call it inside a function decorated with "
+                "@flow(task_runner=EvolveTaskRunner())"
+            )
+        on_worker = _on_worker()
+        runner = context.task_runner
+        has_dask = on_worker or isinstance(runner, DaskTaskRunner)
+        choice = choose(resolved.strategy, stages, has_dask=has_dask, on_worker=on_worker)
+        client: Client | None = None
+        if choice.strategy != "sequential":
+            client = distributed.get_client() if on_worker else runner.client  # type: ignore[attr-defined]
+            _refuse_workers_without_api(client, runner)
+        return cls(sources, stages, resolved, choice, client)
+
+    @contextmanager
+    def opened(self) -> Iterator[_Opened]:
+        opened = self.open()
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def open(self) -> _Opened:
+        """Begin: from here on there is something to close."""
+        started = time.monotonic()
+        options, limits = self.options, self.options.limits
+        threads = sum(self.client.nthreads().values()) if self.client is not None else 1
+        batch = options.batch_size
+        window = limits.in_flight or max(SMALLEST_WINDOW, PER_THREAD * threads) * batch
+        batch = min(batch, window)
+        share = shares(limits.in_flight, threads, batch)
+        match self.choice.strategy:
+            case "sequential":
+                window = batch
+            case "nested":
+                window = share.sources
+        spec = RunSpec(
+            run=new_run_name(),
+            stages=self.stages,
+            context={} if self.client is None else serialize_context(),
+            failures_recorded=options.record != "sources",
+        )
+        run = EvolvingRun(
+            spec.run, self.sources, self.stages, options, in_flight=window, batch=batch
+        )
+        logger = get_run_logger()
+        note = logger.warning if self.choice.warn else logger.info
+        note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
+        stack = ExitStack()
+        submitter = None
+        if self.client is not None:
+            submitter = Submitter(self.client, spec)
+            submitter.open()
+            stack.callback(submitter.close)
+        show = stack.enter_context(showing(run, self.options.progress))
+        if self.client is not None and _on_worker():
+            stack.enter_context(seceded())
+        return _Opened(self, run, spec, submitter, stack, show, started, share.items, batch)
+
+
+@dataclass
+class _Opened:
+    """A run that has been opened, and has to be closed."""
+
+    call: _Call
+    run: EvolvingRun
+    spec: RunSpec
+    _submitter: Submitter | None
+    _stack: ExitStack
+    show: Callable[[], None]
+    _started: float
+    _share: int
+    _batch: int
+    _logger: Any = field(default_factory=get_run_logger)
+
+    @property
+    def submitter(self) -> Submitter:
+        assert self._submitter is not None, "a sequential run submits nothing"
+        return self._submitter
+
+    def portions(self) -> Generator[Portion, None, None]:
+        """Run, in whatever way was chosen."""
+        match self.call.choice.strategy:
+            case "sequential":
+                portions = run_sequential(self.run, self.spec)
+            case "as_completed":
+                portions = run_as_completed(self.run, self.submitter)
+            case "nested":
+                portions = run_nested(
+                    self.run, self.submitter, items=self._share, batch=self._batch
+                )
+            case _:
+                portions = _in_own_loop(run_async(self.run, self.submitter))
+        with closing(portions):
+            for portion in portions:
+                self.show()
+                yield portion
+
+    def close(self) -> None:
+        """Leave the cluster as it was found, and wait until the API knows what ran."""
+        self._stack.close()
+        if not self.run.recorded:
+            return
+        wait_until_recorded(self.run.recorded, self._logger)
+
+    def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
+        """Make the outcome, and raise if it is not accepted."""
+        run = self.run
+        outcome = Outcome(
+            results=[value for _, values in by_source for value in values],
+            by_source=by_source,
+            failures=failures,
+            counts=run.counts(),
+            strategy=self.call.choice.strategy,
+            reason=self.call.choice.reason,
+            duration_s=time.monotonic() - self._started,
+            stopped=run.core.stopped,
+            error=run.source_error,
+        )
+        if run.core.rejected or run.source_error is not None:
+            raise EvolveFailed(outcome) from run.source_error
+        self._logger.info(
+            "Evolved in %.1f s (%s): %s", outcome.duration_s, outcome.strategy, outcome.counts
+        )
+        return outcome
+
+
+def _in_own_loop(portions: AsyncGenerator[Portion, None]) -> Generator[Portion, None, None]:
+    """Read an async iterator from sync code, also where this thread's loop is busy with us."""
+    over = object()
+
+    async def following() -> Any:
+        return await anext(portions, over)
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        try:
+            while (portion := portal.call(following)) is not over:
+                assert isinstance(portion, Portion)
+                yield portion
+        finally:
+            portal.call(portions.aclose)
+
+
+def _refuse_wrong_sources(sources: Any) -> None:
+    if isinstance(sources, str | bytes | bytearray):
+        raise InvalidInput(
+            f"sources is {sources!r}, of which each character would be a source: give a list of "
+            "sources, as in [path]"
+        )
+    try:
+        iter(sources)
+    except TypeError as error:
+        raise InvalidInput(
+            f"sources is {sources!r} of type {type(sources).__name__}, which cannot be iterated: "
+            "give a list, a generator or another iterable of sources"
+        ) from error
+
+
+def _refuse_workers_without_api(client: Client | None, runner: Any) -> None:
+    """The stock runner leaves worker processes without an API where none is configured.
+
+    Each would start a server of its own on one SQLite file; a flow of 100 tasks had not ended
+    after 400 s.
+    """
+    if isinstance(runner, EvolveTaskRunner) or get_current_settings().api.url is not None:
+        return
+    assert client is not None
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if all(address.startswith("inproc://") for address in workers):
+        return
+    raise NotInFlow(
+        f"the flow's {type(runner).__name__} has worker processes and no PREFECT_API_URL is set, "
+        "so each of them would start a Prefect server of its own: use "
+        "@flow(task_runner=EvolveTaskRunner()), or start a server (prefect server start) and set "
+        "PREFECT_API_URL"
+    )
+
+
+def _on_worker() -> bool:
+    try:
+        distributed.get_worker()
+    except ValueError:
+        return False
+    return True

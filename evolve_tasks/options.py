@@ -1,0 +1,289 @@
+"""The options of a run: one frozen model for keywords, deployments (JSON) and the UI's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from evolve_tasks.errors import InvalidInput
+
+StrategyName = Literal["auto", "as_completed", "async", "nested", "sequential"]
+RecordMode = Literal["auto", "items", "batches", "sources"]
+BatchSize = Literal["auto"] | Annotated[int, Field(ge=1, strict=True)]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Frozen(BaseModel):
+    """Options are values: equal by content, never changed after they were checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(_Frozen):
+    """Bounds on what is in flight, buffered and discovered.
+
+    Args:
+        in_flight: items that may be submitted and unfinished at a time, over all stages
+            (N >= 1). `None`: four per worker thread and at least 16, times the batch size,
+            so that a thread always finds its next piece of work on its own worker.
+        buffered: items that may be discovered and not yet submitted (N >= 1). While it is
+            reached nothing more is expanded; one fan-out may stand above it, because a
+            source says how many items it gives only when it gives them.
+        max_items: items in the whole run. Not available yet.
+        max_depth: levels of recursion. Not available yet.
+        in_flight_variable: name of a Prefect variable that changes `in_flight` while it
+            runs. Not available yet.
+
+    Example:
+        >>> Limits(in_flight=100).buffered
+        10000
+    """
+
+    in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="Items submitted and unfinished at a time; empty: chosen from the cluster.",
+    )
+    buffered: int = Field(
+        default=10_000,
+        ge=1,
+        description="Items discovered and not yet submitted; beyond it nothing is expanded.",
+    )
+    max_items: int | None = Field(
+        default=None, ge=1, description="Items in the whole run. Not available yet."
+    )
+    max_depth: int | None = Field(
+        default=None, ge=1, description="Levels of recursion. Not available yet."
+    )
+    in_flight_variable: str | None = Field(
+        default=None,
+        description="A Prefect variable that changes in_flight while it runs. Not available yet.",
+    )
+
+
+class Tolerate(_Frozen):
+    """A failure policy: go on until there were too many failures, then stop and raise.
+
+    Args:
+        count: failed sources and items that are accepted (N >= 0).
+        ratio: accepted share of failures, 0 to 1, of everything known when the run ends
+            (failed sources count as one each). It is judged as soon as nothing that is
+            still to come can change the verdict, and at the end.
+
+    Example:
+        >>> Tolerate(count=10).count
+        10
+    """
+
+    count: int | None = Field(default=None, ge=0, description="Failures that are accepted.")
+    ratio: float | None = Field(
+        default=None, ge=0, le=1, description="Accepted share of failures, 0 to 1."
+    )
+
+    @model_validator(mode="after")
+    def _needs_a_bound(self) -> Self:
+        if self.count is None and self.ratio is None:
+            raise ValueError(
+                "tolerate needs count=…, ratio=… or both; to accept every failure use "
+                'on_failure="ignore"'
+            )
+        return self
+
+
+def tolerate(count: int | None = None, ratio: float | None = None) -> Tolerate:
+    """Accept some failures: `on_failure=tolerate(count=10)` or `tolerate(ratio=0.05)`.
+
+    Args:
+        count: failed sources and items that are accepted (N >= 0).
+        ratio: accepted share of failures, 0 to 1.
+
+    Returns:
+        The policy for `EvolveOptions.on_failure`; in JSON it is `{"count": 10}`.
+
+    Raises:
+        InvalidInput: neither bound given, or one out of range.
+
+    Example:
+        >>> tolerate(ratio=0.05)
+        Tolerate(count=None, ratio=0.05)
+    """
+    return _validated(Tolerate, {"count": count, "ratio": ratio})
+
+
+FailurePolicy = Literal["finish", "fail_fast", "ignore"] | Tolerate
+
+
+class EvolveOptions(_Frozen):
+    """How a run is driven, bounded and recorded.
+
+    Args:
+        strategy: `"auto"`, `"as_completed"`, `"async"`, `"nested"` or `"sequential"`.
+        limits: bounds on what is in flight and buffered.
+        on_failure: `"finish"` (run everything else, then raise), `"fail_fast"` (start
+            nothing more, let what runs end, raise), `"ignore"` (never raise), or
+            `tolerate(count=…, ratio=…)`.
+        batch: items that run together in one Dask task (N >= 1); `"auto"` is 1 for now.
+        record: how finely Prefect sees the work. `"items"`: a task run for each source and
+            item. `"sources"`: one for each source, its items are plain Dask tasks.
+            `"auto"`: items until `record_budget` task runs are spent, sources from then on;
+            an item that fails still gets a task run of its own.
+        record_budget: task runs that `record="auto"` may spend on items (N >= 0). 500 keeps
+            a run readable in the UI (its graph asks above 2,000 nodes) and costs a server
+            on SQLite, at 30 to 40 task runs a second, about 15 s.
+        resources: worker resources by stage. Not available yet.
+        journal: durable record to resume from. Not available yet.
+        unique: work on equal items once. Not available yet.
+        progress: show progress in the terminal; nothing is shown where there is none.
+
+    Raises:
+        pydantic.ValidationError: a value is out of its range; it names field and rule.
+
+    Example:
+        >>> EvolveOptions(strategy="nested", limits=Limits(in_flight=8)).on_failure
+        'finish'
+    """
+
+    strategy: StrategyName = Field(
+        default="auto",
+        description="How the expansion is driven; auto chooses by where and what it runs.",
+    )
+    limits: Limits = Field(default_factory=Limits, description="Bounds on the work under way.")
+    on_failure: FailurePolicy = Field(
+        default="finish",
+        description="What a failed source or item means for the rest and for the flow.",
+    )
+    batch: BatchSize = Field(
+        default="auto", description="Items in one Dask task: auto, or a number from 1."
+    )
+    record: RecordMode = Field(default="auto", description="How finely Prefect sees the work.")
+    record_budget: int = Field(
+        default=500, ge=0, description='Task runs that record="auto" may spend on items.'
+    )
+    resources: dict[str, dict[str, float]] | None = Field(
+        default=None, description="Dask worker resources by stage. Not available yet."
+    )
+    journal: bool | str = Field(
+        default=False, description="Durable record to resume from. Not available yet."
+    )
+    unique: bool = Field(default=False, description="Work on equal items once. Not available yet.")
+    progress: bool = Field(default=True, description="Show progress in the terminal.")
+
+    @property
+    def batch_size(self) -> int:
+        """Items in one Dask task."""
+        return 1 if self.batch == "auto" else self.batch
+
+
+_LATER: Final[Mapping[str, tuple[Any, str]]] = {
+    "resources": (None, "place the whole flow on suitable workers"),
+    "journal": (False, "run without it; Prefect's own task caching works per task"),
+    "unique": (False, "remove equal items in the expanding stage"),
+    "record:batches": (None, 'use record="items", "sources" or "auto"'),
+    "limits.max_items": (None, "bound the sources that you give"),
+    "limits.max_depth": (None, "give two stages, which have a fixed depth"),
+    "limits.in_flight_variable": (None, "give limits.in_flight as a number"),
+}
+
+
+def resolve_options(
+    options: EvolveOptions | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> EvolveOptions:
+    """Merge `options=` with keyword overrides and check that all of it can be honoured.
+
+    Args:
+        options: a model, its JSON form, or `None` for the defaults.
+        overrides: fields of `EvolveOptions` by name; `in_flight` and `buffered` may be
+            given without their `limits`.
+
+    Returns:
+        The options that hold.
+
+    Raises:
+        InvalidInput: an unknown or doubly given option, a value out of range, or an option
+            that this version does not have yet.
+
+    Example:
+        >>> resolve_options(None, {"batch": 5}).batch
+        5
+    """
+    given: dict[str, Any] = dict(overrides)
+    limits = {name: given.pop(name) for name in _limit_names() if name in given}
+    if limits:
+        if "limits" in given:
+            raise InvalidInput(
+                f"{', '.join(limits)} and limits= are given together: the same bound must not "
+                "be given twice; put it into limits=Limits(…) or leave limits= out"
+            )
+        given["limits"] = limits
+    unknown = sorted(set(given) - set(EvolveOptions.model_fields))
+    if unknown:
+        valid = ", ".join(sorted([*EvolveOptions.model_fields, *_limit_names()]))
+        raise InvalidInput(
+            f"unknown option {', '.join(map(repr, unknown))}; the options are: {valid}"
+        )
+    base = _from_value(options)
+    twice = sorted(set(given) & base.model_fields_set)
+    if twice:
+        raise InvalidInput(
+            f"{', '.join(map(repr, twice))} stands in options= and is given as a keyword too: "
+            "give each option once"
+        )
+    chosen = {name: getattr(base, name) for name in base.model_fields_set}
+    result = _validated(EvolveOptions, chosen | given)
+    _refuse_what_comes_later(result)
+    return result
+
+
+def _limit_names() -> list[str]:
+    return list(Limits.model_fields)
+
+
+def _from_value(options: EvolveOptions | Mapping[str, Any] | None) -> EvolveOptions:
+    match options:
+        case None:
+            return EvolveOptions()
+        case EvolveOptions():
+            return options
+        case Mapping():
+            return _validated(EvolveOptions, dict(options))
+        case _:
+            raise InvalidInput(
+                f"options is {options!r}: give an EvolveOptions, a mapping of its fields, or None"
+            )
+
+
+def _validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInput(_readable(model, error)) from error
+
+
+def _readable(model: type[BaseModel], error: ValidationError) -> str:
+    """Say of each fault where it is, what was given and what is allowed."""
+    lines: dict[str, str] = {}
+    for fault in error.errors(include_url=False):
+        place = ".".join(
+            str(part) for part in fault["loc"] if not str(part).startswith(("literal[", "function"))
+        )
+        place = place.removesuffix(".int").removesuffix(".Tolerate") or model.__name__
+        rule = fault["msg"].removeprefix("Value error, ")
+        expected = lines.get(place)
+        line = f"{place}: {rule} (given: {fault['input']!r})"
+        lines[place] = line if expected is None else f"{expected}, or: {rule}"
+    return "; ".join(lines.values())
+
+
+def _refuse_what_comes_later(options: EvolveOptions) -> None:
+    for name, (default, way_out) in _LATER.items():
+        field, _, value = name.partition(":")
+        current: Any = options
+        for part in field.split("."):
+            current = getattr(current, part)
+        if (value and current == value) or (not value and current != default):
+            raise InvalidInput(
+                f"{field}={current!r}: this version of evolve-tasks does not have it yet, and an "
+                f"option is never ignored in silence; {way_out}"
+            )

@@ -1,0 +1,196 @@
+"""What a run gives back: results in order, failures with their story, counts that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evolve_tasks.errors import EvolveError
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One source or item that did not succeed.
+
+    Args:
+        stage: name of the stage that failed.
+        source: the source it came from.
+        index: positions from the source down: `(3,)` is the fourth source itself, `(3, 7)`
+            its eighth item.
+        item: short repr of what the stage was given.
+        error_type: class name of the exception.
+        message: the exception's text.
+        traceback: the formatted traceback of the last attempt.
+        attempts: how often it was tried.
+        crashed: the worker died on it, so there is no exception of its own.
+    """
+
+    stage: str
+    source: Any
+    index: tuple[int, ...]
+    item: str
+    error_type: str
+    message: str
+    traceback: str = ""
+    attempts: int = 1
+    crashed: bool = False
+
+    def __str__(self) -> str:
+        """Name what failed and why, in one line."""
+        position = ".".join(map(str, self.index))
+        return f"{self.stage}[{position}] {self.item}: {self.error_type}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """How one item ended; a source that failed is one as well.
+
+    Args:
+        source: the source it came from.
+        index: positions from the source down, as in `Failure`.
+        value: what the last stage returned; `None` for a failure.
+        failure: `None` if it succeeded.
+        resumed: taken from a journal, not run now.
+    """
+
+    source: Any
+    index: tuple[int, ...]
+    value: Any = None
+    failure: Failure | None = None
+    resumed: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it succeeded."""
+        return self.failure is None
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What became of everything that one stage was given.
+
+    Always `discovered == done + failed + resumed + not_run` once the run has ended.
+    """
+
+    discovered: int = 0
+    done: int = 0
+    failed: int = 0
+    resumed: int = 0
+    not_run: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The numbers of a run; `discovered` to `not_run` are those of the last stage.
+
+    Always `discovered == done + failed + resumed + not_run`.
+    """
+
+    sources: int = 0
+    sources_failed: int = 0
+    discovered: int = 0
+    done: int = 0
+    failed: int = 0
+    resumed: int = 0
+    not_run: int = 0
+    by_stage: Mapping[str, StageCounts] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say it as a person would, leaving out what is zero."""
+        text = f"{self.done} of {self.discovered} items done"
+        for number, word in (
+            (self.failed, "failed"),
+            (self.resumed, "resumed"),
+            (self.not_run, "not run"),
+        ):
+            text += f", {number} {word}" if number else ""
+        text += f"; {self.sources} source{'' if self.sources == 1 else 's'}"
+        return text + (f", {self.sources_failed} failed" if self.sources_failed else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `evolve` returns.
+
+    Args:
+        results: what the last stage returned, successes only, in source order and then
+            item order.
+        by_source: `(source, results)` in source order; sources may repeat and need not be
+            hashable.
+        failures: sources and items that failed, in order of position.
+        counts: the numbers; `discovered == done + failed + resumed + not_run`.
+        strategy: the strategy that was used.
+        reason: why it was chosen.
+        duration_s: seconds from the call to the last result.
+        error: what ended the run early, if something other than its items did: the error
+            of a lazy `sources` iterable.
+        collected: `(source, value)` of `collect=`; empty without one.
+        reduced: the value of `reduce=`; `None` without one.
+        report: the run's story for machines; a mapping that can be written as JSON.
+    """
+
+    results: list[Any]
+    by_source: list[tuple[Any, list[Any]]]
+    failures: list[Failure]
+    counts: Counts
+    strategy: str
+    reason: str
+    duration_s: float
+    stopped: str | None = None
+    error: BaseException | None = None
+    collected: list[tuple[Any, Any]] = field(default_factory=list)
+    reduced: Any = None
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The run's story for machines: strategy, counts and failures, ready for JSON."""
+        from dataclasses import asdict
+
+        return {
+            "strategy": self.strategy,
+            "reason": self.reason,
+            "duration_s": self.duration_s,
+            "stopped": self.stopped,
+            "counts": asdict(self.counts),
+            "failures": [
+                {**asdict(failure), "source": repr(failure.source)} for failure in self.failures
+            ],
+        }
+
+    def raise_for_failures(self) -> None:
+        """Raise `EvolveFailed` if a source or an item failed, or the run ended early.
+
+        Use it with `on_failure="ignore"` to look at the results first.
+        """
+        if self.failures or self.error is not None:
+            raise EvolveFailed(self) from self.error
+
+
+class EvolveFailed(EvolveError):
+    """A run with failures that its policy does not accept; `outcome` holds all of it.
+
+    What was finished is in `outcome.results`; look at `outcome.failures` for the rest. The
+    text begins with the counts, so that the flow run's state message has them.
+    """
+
+    SHOWN = 5  # failures in the text: enough to see a pattern, few enough for a state message
+
+    def __init__(self, outcome: Outcome) -> None:
+        """Keep the outcome; the text is made from it."""
+        super().__init__(outcome)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        """Begin with the counts, then the first few failures."""
+        outcome = self.outcome
+        lines = [f"{outcome.counts} (strategy {outcome.strategy}, {outcome.duration_s:.1f} s)"]
+        if outcome.stopped:
+            lines.append(f"stopped early: {outcome.stopped}")
+        if outcome.error is not None:
+            lines.append(f"the sources ended with {type(outcome.error).__name__}: {outcome.error}")
+        lines += [f"- {failure}" for failure in outcome.failures[: self.SHOWN]]
+        hidden = len(outcome.failures) - self.SHOWN
+        if hidden > 0:
+            lines.append(f"- and {hidden} more in outcome.failures")
+        return "\n".join(lines)

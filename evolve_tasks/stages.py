@@ -1,0 +1,156 @@
+"""A stage: a Prefect task or a plain function, with what the run needs to know of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any
+
+from prefect import Task
+
+from evolve_tasks.errors import InvalidInput
+from evolve_tasks.naming import short_repr
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the chain.
+
+    Args:
+        name: its name in the UI, on the Dask dashboard and in `counts.by_stage`; unique.
+        position: 0 for the stage that works on sources.
+        last: it processes; every other stage expands.
+        function: the user's task or function.
+    """
+
+    name: str
+    position: int
+    last: bool
+    function: Task[..., Any] | Callable[..., Any]
+
+    @property
+    def task(self) -> Task[..., Any] | None:
+        """The Prefect task, or `None` for a plain function."""
+        return self.function if isinstance(self.function, Task) else None
+
+
+def stages_from(functions: Sequence[Any]) -> tuple[Stage, ...]:
+    """Check the stages of a call and name them.
+
+    Args:
+        functions: the stages as given, first to last.
+
+    Returns:
+        One `Stage` each; a name that occurs twice gets a number.
+
+    Raises:
+        InvalidInput: fewer or more than two, or one that cannot be called with one item.
+
+    Example:
+        >>> [stage.name for stage in stages_from([sorted, len])]
+        ['sorted', 'len']
+    """
+    if len(functions) < 2:
+        raise InvalidInput(
+            f"evolve got {len(functions)} stage{'' if len(functions) == 1 else 's'}: it needs one "
+            "that expands a source into items and one that processes an item, as in "
+            "evolve(sources, parse_file, process_item)"
+        )
+    for function in functions:
+        if not callable(function):
+            raise InvalidInput(
+                f"stage {function!r} is not callable: give a Prefect @task or a function of one "
+                "item (and options as keywords: evolve(sources, parse, process, batch=10))"
+            )
+    if len(functions) > 2:
+        raise InvalidInput(
+            f"evolve got {len(functions)} stages: this version of evolve-tasks runs two, one that "
+            "expands and one that processes; join the inner ones into one function"
+        )
+    stages = []
+    seen: dict[str, int] = {}
+    for position, function in enumerate(functions):
+        _refuse_wrong_signature(function)
+        name = function_name(function)
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            name = f"{name}-{seen[name]}"
+        stages.append(Stage(name, position, position == len(functions) - 1, function))
+    return tuple(stages)
+
+
+def function_name(function: Any) -> str:
+    """Name a task or function as a person would."""
+    if isinstance(function, Task):
+        return str(function.name)
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return str(name)
+
+
+def _refuse_wrong_signature(function: Any) -> None:
+    call = function.fn if isinstance(function, Task) else function
+    try:
+        signature = inspect.signature(call)
+    except ValueError:  # some builtins do not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise InvalidInput(
+            f"stage {function_name(function)!r} cannot be called with one item ({error}): a stage "
+            "takes the source or item as its only required argument; bind others with "
+            "functools.partial or defaults"
+        ) from error
+
+
+def as_items(stage: str, value: Any) -> Any:
+    """Check what an expanding stage returned, and make it something with a length.
+
+    Args:
+        stage: the stage's name, for the message.
+        value: what it returned: any iterable but a string, bytes, number or mapping.
+
+    Returns:
+        A list, tuple or range of M >= 0 items.
+
+    Raises:
+        TypeError: it is not a collection of items; the source fails with this message.
+
+    Example:
+        >>> as_items("parse", iter("ab"))
+        ['a', 'b']
+    """
+    kind = type(value).__name__
+    wanted = (
+        "an expanding stage returns (or yields) its items: a list, a tuple, a generator or "
+        "another iterable"
+    )
+    if value is None:
+        raise TypeError(f"{stage} returned None; {wanted}; for no items return []")
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        raise TypeError(
+            f"{stage} returned {short_repr(value)} of type {kind}, which would be taken apart into "
+            f"characters; {wanted}; for one item return [value]"
+        )
+    if isinstance(value, Mapping):
+        raise TypeError(
+            f"{stage} returned a mapping ({kind}), of which only the keys would be used; {wanted}; "
+            "for its pairs return list(value.items())"
+        )
+    if isinstance(value, Number) or not _iterable(value):
+        raise TypeError(
+            f"{stage} returned {short_repr(value)} of type {kind}; {wanted}; for one item "
+            "return [value]"
+        )
+    # Only these are sure to give a slice when asked for one.
+    return value if isinstance(value, list | tuple | range) else list(value)
+
+
+def _iterable(value: Any) -> bool:
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""`async`: one coroutine for each source lives its life, from the parse to its last item."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
+
+from distributed import Future
+
+from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
+from evolve_tasks.core.assembly import Portion
+from evolve_tasks.evolving import Answer, EvolvingRun, Lost
+from evolve_tasks.strategies.submitting import Ended, Submitter, abandon
+from evolve_tasks.workers.calls import Measure
+
+
+async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Portion, None]:
+    """Let a coroutine live for each source; they share the window of the run."""
+    sources = _Sources(run, submitter)
+    over = False
+    try:
+        async for portion in sources.portions():
+            yield portion
+        over = True
+    finally:
+        sources.cancel()
+        if not over:
+            run.core.stop("the run was left before its end")
+            await asyncio.to_thread(abandon, submitter, sources.ended)
+
+
+class _Sources:
+    def __init__(self, run: EvolvingRun, submitter: Submitter) -> None:
+        self.ended = Ended()
+        self._run = run
+        self._submitter = submitter
+        self._answers: asyncio.Queue[tuple[int, Answer] | BaseException] = asyncio.Queue()
+        self._granted: dict[int, asyncio.Queue[Process | None]] = {}
+        self._coroutines: set[asyncio.Task[None]] = set()
+
+    async def portions(self) -> AsyncGenerator[Portion, None]:
+        """Bring answers to the core and what it answers to the coroutines."""
+        run = self._run
+        told = False
+        self._carry_out(run.core.begin())
+        while True:
+            if run.core.stopped is not None and not told:
+                told = True
+                await asyncio.to_thread(self._submitter.stop)
+            if run.core.finished:
+                return
+            answered = await self._answers.get()
+            if isinstance(answered, BaseException):
+                raise answered
+            unit, answer = answered
+            for portion in run.portions(unit, answer):
+                yield portion
+            self._carry_out(run.tell(unit, answer))
+
+    def cancel(self) -> None:
+        """End the coroutines that are left."""
+        for coroutine in self._coroutines:
+            coroutine.cancel()
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        todo = deque(actions)
+        while todo:
+            match todo.popleft():
+                case Pull():
+                    todo.extend(self._run.pull())
+                case Expand() as action:
+                    self._start(self._live(action))
+                case Process() as action:
+                    self._granted[action.parent].put_nowait(action)
+                case Release(node):
+                    if granted := self._granted.pop(node, None):
+                        granted.put_nowait(None)
+                    self._submitter.release(node)
+                case SourceDone(source):
+                    self._run.source_done(source)
+
+    async def _live(self, action: Expand) -> None:
+        """The life of a source: its list, then its items as the window has room for them."""
+        unit = action.unit
+        call = self._run.expand_call(action)
+        if isinstance(call, Lost):
+            self._answers.put_nowait((unit, call))
+            return
+        answer = await self._answer(unit, self._submitter.expand(unit, call))
+        granted: asyncio.Queue[Process | None] = asyncio.Queue()
+        if isinstance(answer, Measure) and answer.size:
+            self._granted[unit] = granted
+            self._answers.put_nowait((unit, answer))
+        else:
+            self._answers.put_nowait((unit, answer))
+            return
+        while (batch := await granted.get()) is not None:
+            self._start(self._work_on(batch))
+
+    async def _work_on(self, action: Process) -> None:
+        future = self._submitter.process(action, self._run.process_call(action))
+        answer = await self._answer(action.unit, future)
+        self._answers.put_nowait((action.unit, answer))
+
+    async def _answer(self, unit: int, future: Future[Any]) -> Answer:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        self.ended.add(unit, future)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
+        await over.wait()
+        self.ended.forget(unit)
+        return (await asyncio.to_thread(self._submitter.take, [future]))[0]
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._coroutines.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._coroutines.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._answers.put_nowait(error)

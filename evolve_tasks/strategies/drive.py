@@ -1,0 +1,93 @@
+"""The loop that three strategies share: carry out actions, wait for answers, tell the core."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Protocol
+
+from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
+from evolve_tasks.core.assembly import Portion
+from evolve_tasks.evolving import Answer, EvolvingRun, Lost
+from evolve_tasks.workers.calls import ExpandCall, ProcessCall
+
+
+class Carrier(Protocol):
+    """Carries units to where they run and brings their answers back."""
+
+    def expand(self, unit: int, call: ExpandCall) -> None:
+        """Begin an expansion."""
+        ...
+
+    def process(self, action: Process, call: ProcessCall) -> None:
+        """Begin a batch."""
+        ...
+
+    def release(self, node: int) -> None:
+        """Forget the items of a node."""
+        ...
+
+    def answers(self) -> Iterable[tuple[int, Answer]]:
+        """Wait until at least one unit has ended; give all that have."""
+        ...
+
+    def stop(self) -> None:
+        """Let nothing begin that has not begun; each unit still gets its answer."""
+        ...
+
+    def abandon(self) -> None:
+        """The run is over before its time: let what runs end within a bound, drop the rest."""
+        ...
+
+
+def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
+    """Run to the end, giving what each unit adds to the outcome as it ends.
+
+    A unit counts as in flight until the caller has taken what it gave: who reads slowly is
+    not overrun. Closing the iterator stops the run.
+
+    Args:
+        run: the run.
+        carrier: how units are carried out.
+    """
+    todo: deque[Action] = deque(run.core.begin())
+    told = False
+    over = False
+    try:
+        while True:
+            refused = _carry_out(run, carrier, todo)
+            if run.core.stopped is not None and not told:
+                told = True
+                carrier.stop()
+            if run.core.finished:
+                over = True
+                return
+            for unit, answer in refused or carrier.answers():
+                yield from run.portions(unit, answer)
+                todo.extend(run.tell(unit, answer))
+    finally:
+        if not over:
+            run.core.stop("the run was left before its end")
+            carrier.abandon()
+
+
+def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[tuple[int, Answer]]:
+    """Carry out all that is to do; give the units that could not even be sent."""
+    refused: list[tuple[int, Answer]] = []
+    while todo:
+        match todo.popleft():
+            case Pull():
+                todo.extend(run.pull())
+            case Expand() as action:
+                call = run.expand_call(action)
+                if isinstance(call, Lost):
+                    refused.append((action.unit, call))
+                else:
+                    carrier.expand(action.unit, call)
+            case Process() as action:
+                carrier.process(action, run.process_call(action))
+            case Release(node):
+                carrier.release(node)
+            case SourceDone(source):
+                run.source_done(source)
+    return refused

@@ -1,0 +1,67 @@
+"""`sequential`: one thing after another, in the flow's own process, without a cluster."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
+from contextvars import copy_context
+
+from prefect.context import SyncClientContext
+
+from evolve_tasks.core.actions import Process
+from evolve_tasks.core.assembly import Portion
+from evolve_tasks.evolving import Answer, EvolvingRun
+from evolve_tasks.strategies.drive import drive
+from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, RunSpec
+from evolve_tasks.workers.runtime import Runtime
+from evolve_tasks.workers.units import measure
+
+
+def run_sequential(run: EvolvingRun, spec: RunSpec) -> Generator[Portion, None, None]:
+    """Parse one source, process its items, go on to the next."""
+    with ExitStack() as stack:
+        template = copy_context()
+        # One API client for the run: each costs tens of milliseconds to make.
+        template.run(stack.enter_context, SyncClientContext.get_or_create())
+        stack.callback(template.run, stack.pop_all().close)
+        runtime = Runtime(spec, template, lambda: run.core.stopped is not None, "flow")
+        yield from drive(run, _InTurn(runtime))
+
+
+class _InTurn:
+    """Does what is asked only when it is asked for an answer: one at a time, in order."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._due: deque[tuple[int, Callable[[], Answer]]] = deque()
+        self._expansions: dict[int, Expansion] = {}
+
+    def expand(self, unit: int, call: ExpandCall) -> None:
+        def answer() -> Answer:
+            expansion = self._runtime.expand(call)
+            if expansion.failure is None and len(expansion.items):
+                self._expansions[unit] = expansion
+            return measure(expansion)
+
+        self._due.append((unit, answer))
+
+    def process(self, action: Process, call: ProcessCall) -> None:
+        def answer() -> Answer:
+            items = self._expansions[action.parent].items
+            return self._runtime.process(call, items[call.start : call.stop])
+
+        self._due.append((action.unit, answer))
+
+    def release(self, node: int) -> None:
+        self._expansions.pop(node, None)
+
+    def answers(self) -> Iterable[tuple[int, Answer]]:
+        unit, answer = self._due.popleft()
+        return [(unit, answer())]
+
+    def stop(self) -> None:
+        """Nothing to tell: the runtime asks the core before each item."""
+
+    def abandon(self) -> None:
+        self._due.clear()

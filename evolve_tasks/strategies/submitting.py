@@ -1,0 +1,237 @@
+"""Units as Dask tasks: what is submitted, under which key, and how results are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+from uuid import uuid4
+
+import distributed
+from distributed import Client, Future
+
+from evolve_tasks.core.actions import Process
+from evolve_tasks.errors import ClusterLost
+from evolve_tasks.evolving import Answer, Lost
+from evolve_tasks.stages import Stage
+from evolve_tasks.workers import units
+from evolve_tasks.workers.calls import ExpandCall, ProcessCall, RunSpec
+from evolve_tasks.workers.nested import NestedCall, run_source
+from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
+from evolve_tasks.workers.priorities import EXPAND, MEASURE, PROCESS
+from evolve_tasks.workers.transport import Packed
+
+# How long a run that is left early waits for what is already running. Prefect gives a
+# cancelled flow 30 s by default before it kills it; this leaves most of that.
+ABANDON_S = 5.0
+
+
+class Submitter:
+    """Submits units of one run.
+
+    Keys are `(stage-run, number)`: a constant prefix by stage, so that the dashboard groups
+    them and Dask learns durations by stage; never derived from the items, so that equal
+    items are worked on each (`pure=False`).
+
+    Args:
+        client: the Dask client of the flow's task runner.
+        spec: the run.
+    """
+
+    def __init__(self, client: Client, spec: RunSpec) -> None:
+        self.client = client
+        self._run = spec.run
+        self._stages = spec.stages
+        self._spec = spec
+        self._expansions: dict[int, Future[Any]] = {}
+        self._stopped = False
+
+    def open(self) -> None:
+        """Bring the run to the workers."""
+        self.client.register_plugin(RunPlugin(self._run, Packed.of(self._spec)))
+
+    def close(self) -> None:
+        """Take it away again; the workers send what they still hold for the API."""
+        for future in self._expansions.values():
+            future.release()
+        self._expansions.clear()
+        if self.client.status != "running":
+            return
+        self.client.unregister_worker_plugin(plugin_name(self._run))
+        if self._stopped:
+            self.client.unregister_worker_plugin(stop_name(self._run))
+
+    def expand(self, unit: int, call: ExpandCall) -> Future[Any]:
+        """Submit an expansion; the future is that of its measure, its list stays there."""
+        stage = self._stages[call.stage]
+        expansion = self._submit(stage, unit, units.expand, self._run, call, priority=EXPAND)
+        self._expansions[unit] = expansion
+        return self.client.submit(
+            units.measure,
+            expansion,
+            key=(f"measure-{self._run}", unit),
+            priority=MEASURE,
+            pure=False,
+        )
+
+    def process(self, action: Process, call: ProcessCall) -> Future[Any]:
+        """Submit a batch of a list that stays on the workers."""
+        return self._submit(
+            self._stages[call.stage],
+            action.unit,
+            units.process,
+            self._run,
+            call,
+            self._expansions[action.parent],
+            priority=PROCESS,
+        )
+
+    def nested(self, unit: int, call: NestedCall) -> Future[Any]:
+        """Submit a source as one task that submits its items itself."""
+        stage = self._stages[call.expand.stage]
+        return self._submit(stage, unit, run_source, self._run, call, priority=EXPAND)
+
+    def release(self, node: int) -> None:
+        """Let the workers forget the items of a node."""
+        future = self._expansions.pop(node, None)
+        if future is not None:
+            future.release()
+
+    def stop(self) -> None:
+        """Leave a mark on the workers, at which queued units end unrun."""
+        self._stopped = True
+        self.client.register_plugin(StopMark(), name=stop_name(self._run))
+
+    def take(self, futures: Sequence[Future[Any]]) -> list[Answer]:
+        """Fetch the results of futures that have ended, and release them.
+
+        Raises:
+            ClusterLost: a future was cancelled by a lost connection to the scheduler.
+        """
+        try:
+            return self._fetch(futures)
+        finally:
+            for future in futures:
+                future.release()
+
+    def _fetch(self, futures: Sequence[Future[Any]]) -> list[Answer]:
+        if all(future.status == "finished" for future in futures):
+            try:
+                return list(self.client.gather(list(futures)))
+            except Exception:
+                # A worker died since; which of them it concerns is found one by one.
+                return [self._fetch_one(future) for future in futures]
+        return [self._fetch_one(future) for future in futures]
+
+    def _fetch_one(self, future: Future[Any]) -> Answer:
+        try:
+            answer: Answer = future.result()
+        except (distributed.CancelledError, distributed.client.FutureCancelledError) as error:
+            raise ClusterLost(
+                f"Dask cancelled {future.key!r}: the connection to the scheduler at "
+                f"{_address(self.client)} was lost, or somebody cancelled the run's tasks there; "
+                "see that the scheduler is up and run the flow again"
+            ) from error
+        except Exception as error:
+            return Lost(error)
+        return answer
+
+    def _submit(
+        self, stage: Stage, unit: int, function: Any, *arguments: Any, priority: int
+    ) -> Future[Any]:
+        return self.client.submit(
+            function,
+            *arguments,
+            key=(f"{stage.name}-{self._run}", unit),
+            priority=priority,
+            pure=False,
+        )
+
+
+class Ended:
+    """Futures under way, and those of them that have ended, in the order in which they did."""
+
+    def __init__(self) -> None:
+        self._ended: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        self._under_way: dict[int, Future[Any]] = {}
+
+    def add(self, unit: int, future: Future[Any]) -> None:
+        """Watch a future; the set may grow at any time."""
+        self._under_way[unit] = future
+        future.add_done_callback(lambda ended: self._ended.put((unit, ended)))
+
+    def wait(self, timeout_s: float | None = None) -> list[tuple[int, Future[Any]]]:
+        """Wait for one at least and give all that have ended; none when time is over."""
+        try:
+            ended = [self._ended.get(timeout=timeout_s)]
+        except Empty:
+            return []
+        while True:
+            try:
+                ended.append(self._ended.get_nowait())
+            except Empty:
+                break
+        for unit, _ in ended:
+            self._under_way.pop(unit, None)
+        return ended
+
+    def forget(self, unit: int) -> None:
+        """Somebody else has taken it."""
+        self._under_way.pop(unit, None)
+
+    def under_way(self) -> list[Future[Any]]:
+        """Those that have not been given by `wait`."""
+        return list(self._under_way.values())
+
+
+class FutureCarrier:
+    """Carries units out as Dask futures that end in any order."""
+
+    def __init__(self, submitter: Submitter) -> None:
+        self.submitter = submitter
+        self.ended = Ended()
+
+    def expand(self, unit: int, call: ExpandCall) -> None:
+        self.ended.add(unit, self.submitter.expand(unit, call))
+
+    def process(self, action: Process, call: ProcessCall) -> None:
+        self.ended.add(action.unit, self.submitter.process(action, call))
+
+    def release(self, node: int) -> None:
+        self.submitter.release(node)
+
+    def answers(self) -> Iterable[tuple[int, Answer]]:
+        ended = self.ended.wait()
+        answers = self.submitter.take([future for _, future in ended])
+        return [(unit, answer) for (unit, _), answer in zip(ended, answers, strict=True)]
+
+    def stop(self) -> None:
+        self.submitter.stop()
+
+    def abandon(self) -> None:
+        abandon(self.submitter, self.ended)
+
+
+def abandon(submitter: Submitter, ended: Ended) -> None:
+    """Let what runs end within `ABANDON_S`, then drop what is left."""
+    import time
+
+    if submitter.client.status != "running":
+        return
+    submitter.stop()
+    deadline = time.monotonic() + ABANDON_S
+    while ended.under_way() and (left := deadline - time.monotonic()) > 0:
+        for _, future in ended.wait(left):
+            future.release()
+    if rest := ended.under_way():
+        submitter.client.cancel(rest, asynchronous=False)
+
+
+def new_run_name() -> str:
+    """A unique name for a run: short enough for keys, long enough never to meet another."""
+    return uuid4().hex[:12]
+
+
+def _address(client: Client) -> str:
+    scheduler = client.scheduler
+    return str(scheduler.address) if scheduler is not None else "an unknown address"

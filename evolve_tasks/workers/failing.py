@@ -1,0 +1,56 @@
+"""Turn what a user's code raised into a `Failure` that can travel and be read."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from evolve_tasks.naming import short_repr
+from evolve_tasks.outcome import Failure
+
+LONG = 20_000  # characters of a message or traceback: an error text can be of any size
+
+
+def failure_from(
+    error: BaseException, *, stage: str, index: tuple[int, ...], item: Any, attempts: int = 1
+) -> Failure:
+    """Describe an exception as a `Failure` without its source, which the flow fills in."""
+    return Failure(
+        stage=stage,
+        source=None,
+        index=index,
+        item=short_repr(item),
+        error_type=type(error).__name__,
+        message=_message(error)[:LONG],
+        traceback="".join(_trace(error))[-LONG:],
+        attempts=max(1, attempts),
+    )
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"<{type(error).__name__} whose str raises {type(second).__name__}>"
+
+
+def _trace(error: BaseException) -> list[str]:
+    """The traceback from the user's code on: how we and Prefect got there says nothing."""
+    try:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [
+            frame
+            for frame in frames
+            if "/prefect/" not in frame.filename and "/evolve_tasks/" not in frame.filename
+        ]
+        head = ["Traceback (most recent call last):\n"] if own else []
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        before = [*traceback.format_exception(cause), "\nfrom which followed:\n\n"] if cause else []
+        return [
+            *before,
+            *head,
+            *traceback.format_list(own),
+            *traceback.format_exception_only(error),
+        ]
+    except Exception as second:
+        return [f"{type(error).__name__} (its traceback raises {type(second).__name__})"]

@@ -1,0 +1,276 @@
+"""Run a user's task on one item: as a Prefect task run, or with its semantics but unrecorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import copy_context
+from datetime import timedelta
+from typing import Any, cast
+from uuid import UUID
+
+import anyio.from_thread
+from prefect import Task
+from prefect.client.schemas import TaskRun
+from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy, TaskRunResult
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.settings.context import get_current_settings
+from prefect.states import Pending
+from prefect.task_engine import (
+    AsyncTaskRunEngine,
+    SyncTaskRunEngine,
+    run_task_async,
+    run_task_sync,
+)
+from prefect.tasks import MaterializingTask
+from prefect.utilities.annotations import quote
+from prefect.utilities.callables import get_call_parameters
+
+
+def call_parameters(task: Task[..., Any], item: Any) -> dict[str, Any]:
+    """Bind an item to the task's first parameter, untouched by Prefect.
+
+    `quote` keeps Prefect from walking through the item in search of futures and states.
+    """
+    return get_call_parameters(task.fn, (quote(item),), {})
+
+
+def first_parameter(task: Task[..., Any]) -> str:
+    """Name of the parameter that takes the item."""
+    return next(iter(get_call_parameters(task.fn, (None,), {})))
+
+
+def new_task_run(
+    task: Task[..., Any],
+    *,
+    run_id: UUID,
+    name: str,
+    upstream: UUID | None = None,
+) -> TaskRun:
+    """Make the record of a task run in the current flow run.
+
+    Args:
+        task: the task.
+        run_id: its id.
+        name: its name in the UI; a `task_run_name` of the user's own wins.
+        upstream: the task run that gave its input.
+
+    Returns:
+        A pending task run. It is not sent: its first event is that it runs, which spares the
+        API one of three events for each.
+    """
+    flow_context = FlowRunContext.get()
+    flow_run = flow_context.flow_run if flow_context else None
+    flow_run_id = flow_run.id if flow_run else None
+    inputs: dict[str, Any] = {
+        parameter: [] for parameter in get_call_parameters(task.fn, (None,), {})
+    }
+    if upstream is not None:
+        inputs[first_parameter(task)] = [TaskRunResult(id=upstream)]
+    parent = TaskRunContext.get()
+    if parent is not None and parent.task_run.flow_run_id == flow_run_id:
+        inputs["__parents__"] = [TaskRunResult(id=parent.task_run.id)]
+    tags_context = TagsContext.get()
+    state: State[Any] = Pending(
+        state_details=StateDetails(task_run_id=run_id, flow_run_id=flow_run_id)
+    )
+    now: Any = state.timestamp  # Prefect has two names for one type
+    return TaskRun(
+        id=run_id,
+        name=name,
+        flow_run_id=flow_run_id,
+        task_key=task.task_key,
+        dynamic_key=str(run_id),
+        task_version=task.version,
+        empirical_policy=TaskRunPolicy(
+            retries=task.retries,
+            retry_delay=task.retry_delay_seconds,
+            retry_jitter_factor=task.retry_jitter_factor,
+        ),
+        tags=sorted(set(task.tags) | set(tags_context.current_tags if tags_context else ())),
+        task_inputs=inputs,
+        expected_start_time=now,
+        state_id=state.id,
+        state_type=state.type,
+        state_name=state.name,
+        state=state,
+        created=now,
+        updated=now,
+    )
+
+
+def run_recorded(task: Task[..., Any], item: Any, task_run: TaskRun) -> Any:
+    """Run a task on an item as the given task run.
+
+    Returns:
+        What the task returned.
+
+    Raises:
+        Exception: what the task raised when its retries were used up.
+    """
+    parameters = call_parameters(task, item)
+    if task.isasync:
+        value = run_coroutine(run_task_async(task, task_run=task_run, parameters=parameters))
+    else:
+        value = run_task_sync(task, task_run=task_run, parameters=parameters)
+    return _unwrapped(value)
+
+
+def run_unrecorded(task: Task[..., Any], item: Any, task_run: TaskRun) -> Any:
+    """Run a task with its retries, timeout, hooks and cache policy, unknown to the API.
+
+    The `task_run` is the one whose page gets the logs.
+    """
+    parameters = call_parameters(task, item)
+    if task.isasync:
+        return _unwrapped(run_coroutine(_run_async(task, parameters, task_run)))
+    engine: SyncTaskRunEngine[..., Any] = _QuietSyncEngine(
+        task=task, parameters=parameters, task_run=task_run
+    )
+    with engine.start():
+        while engine.is_running():
+            engine.wait_until_ready()
+            with (
+                engine.asset_context(),
+                engine.run_context(),
+                engine.transaction_context() as transaction,
+            ):
+                engine.call_task_fn(transaction)
+    return _unwrapped(engine.result())
+
+
+async def _run_async(task: Task[..., Any], parameters: dict[str, Any], task_run: TaskRun) -> Any:
+    engine: AsyncTaskRunEngine[..., Any] = _QuietAsyncEngine(
+        task=task, parameters=parameters, task_run=task_run
+    )
+    async with engine.start():
+        while engine.is_running():
+            await engine.wait_until_ready()
+            async with (
+                engine.asset_context(),
+                engine.run_context(),
+                engine.transaction_context() as transaction,
+            ):
+                await engine.call_task_fn(transaction)
+    return await engine.result()
+
+
+def needs_engine(task: Task[..., Any]) -> bool:
+    """Whether a task has anything that calling its function alone would leave out."""
+    settings = get_current_settings()
+    persists = (
+        task.persist_result
+        if task.persist_result is not None
+        else (
+            settings.tasks.default_persist_result
+            if settings.tasks.default_persist_result is not None
+            else settings.results.persist_by_default
+        )
+    )
+    tags_context = TagsContext.get()
+    return bool(
+        task.retries
+        or task.timeout_seconds
+        or persists
+        or task.cache_key_fn
+        or task.result_storage_key
+        or task.on_completion_hooks
+        or task.on_failure_hooks
+        or task.on_running_hooks
+        or task.on_rollback_hooks
+        or task.on_commit_hooks
+        or task.tags
+        or (tags_context is not None and tags_context.current_tags)
+        or task.asset_deps
+        or isinstance(task, MaterializingTask)
+    )
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for a coroutine in a thread that may or may not have a running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    # A sync flow function called from an async flow: its thread's loop is busy with us.
+    context = copy_context()
+
+    async def in_our_context() -> Any:
+        return await asyncio.get_running_loop().create_task(coroutine, context=context)
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        return portal.call(in_our_context)
+
+
+def _unwrapped(value: Any) -> Any:
+    """A state that a task returned stands for its result, as everywhere in Prefect."""
+    if not isinstance(value, State):
+        return value
+    result = value.result(raise_on_failure=True, _sync=True)  # type: ignore[call-overload]
+    return result
+
+
+def _enter_state(task_run: TaskRun, last: State[Any], new: State[Any]) -> None:
+    """What Prefect's engines note on a task run when its state changes."""
+    if last.timestamp == new.timestamp:
+        new.timestamp += timedelta(microseconds=1)
+    new.state_details.task_run_id = task_run.id
+    new.state_details.flow_run_id = task_run.flow_run_id
+    task_run.state = new
+    task_run.state_id = new.id
+    task_run.state_type = new.type
+    task_run.state_name = new.name
+    if last.is_running():
+        task_run.total_run_time += new.timestamp - last.timestamp
+    if new.is_running():
+        task_run.run_count += 1
+    if new.is_final() and task_run.start_time and not task_run.end_time:
+        task_run.end_time = cast(Any, new.timestamp)
+
+
+class _QuietSyncEngine(SyncTaskRunEngine[Any, Any]):
+    """Prefect's engine, with everything but the events: nobody is told of the states."""
+
+    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        assert self.task_run is not None
+        _enter_state(self.task_run, self.state, state)
+        return state
+
+    def log_finished_message(self) -> None:
+        """A line for each item would bury the log of the source."""
+
+
+class _QuietAsyncEngine(AsyncTaskRunEngine[Any, Any]):
+    """The same for async tasks."""
+
+    async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        assert self.task_run is not None
+        _enter_state(self.task_run, self.state, state)
+        return state
+
+    def log_finished_message(self) -> None:
+        """A line for each item would bury the log of the source."""
+
+
+def record_failure(
+    task: Task[..., Any], *, run_id: UUID, name: str, upstream: UUID, error: BaseException
+) -> None:
+    """Give an item that failed unrecorded a failed task run of its own."""
+
+    def failed_before(*_: Any, **__: Any) -> None:
+        raise error
+
+    stand_in = Task(
+        fn=failed_before,
+        name=task.name,
+        tags=task.tags,
+        version=task.version,
+        persist_result=False,
+    )
+    stand_in.task_key = task.task_key
+    task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
+    try:
+        run_task_sync(stand_in, task_run=task_run, parameters={})
+    except Exception as raised:
+        if raised is not error:
+            raise
