@@ -22,11 +22,12 @@ import anyio.to_thread
 import distributed
 from distributed import Client
 from prefect import Task
-from prefect.context import FlowRunContext, serialize_context
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.settings.context import get_current_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
+from evolve_tasks.context import portable_context
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
@@ -381,7 +382,7 @@ class _Call:
         spec = RunSpec(
             run=new_run_name(),
             stages=self.stages,
-            context={} if self.client is None else serialize_context(),
+            context={} if self.client is None else portable_context(self.client),
             failures_recorded=options.record != "sources",
         )
         run = EvolvingRun(
@@ -441,11 +442,10 @@ class _Opened:
                 yield portion
 
     def close(self) -> None:
-        """Leave the cluster as it was found, and wait until the API knows what ran."""
-        self._stack.close()
-        if not self.run.recorded:
-            return
-        wait_until_recorded(self.run.recorded, self._logger)
+        """Wait until the API knows what ran, then leave the cluster as it was found."""
+        with self._stack:
+            if self.run.recorded:
+                wait_until_recorded(self.run.recorded, self._logger)
 
     def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
         """Make the outcome, and raise if it is not accepted."""

@@ -44,11 +44,13 @@ def shares(in_flight: int | None, threads: int, batch: int) -> Shares:
 
     Example:
         >>> shares(in_flight=12, threads=4, batch=1)
-        Shares(sources=4, items=3)
+        Shares(sources=8, items=1)
     """
     if in_flight is None:
         return Shares(sources=max(16, 4 * threads), items=max(4, 2 * threads) * batch)
-    sources = max(1, min(in_flight // batch, threads))
+    # A source that rejoins or waits for its parse leaves its share idle: more sources than
+    # threads keep the threads busy, fewer leave each of them enough items.
+    sources = max(1, min(in_flight // batch, 2 * threads))
     return Shares(sources=sources, items=in_flight // sources)
 
 

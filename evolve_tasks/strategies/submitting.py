@@ -11,7 +11,7 @@ import distributed
 from distributed import Client, Future
 
 from evolve_tasks.core.actions import Process
-from evolve_tasks.errors import ClusterLost
+from evolve_tasks.errors import ClusterLost, InvalidInput
 from evolve_tasks.evolving import Answer, Lost
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers import units
@@ -48,7 +48,16 @@ class Submitter:
 
     def open(self) -> None:
         """Bring the run to the workers."""
-        self.client.register_plugin(RunPlugin(self._run, Packed.of(self._spec)))
+        try:
+            spec = Packed.of(self._spec)
+        except Exception as error:
+            raise InvalidInput(
+                f"the stages or the flow's parameters cannot be pickled ({error}), so they cannot "
+                "be sent to the workers: "
+                + "; ".join(_unpicklable(stage) for stage in self._stages)
+                + "; make locks, connections and open files inside the functions"
+            ) from error
+        self.client.register_plugin(RunPlugin(self._run, spec))
 
     def close(self) -> None:
         """Take it away again; the workers send what they still hold for the API."""
@@ -230,6 +239,14 @@ def abandon(submitter: Submitter, ended: Ended) -> None:
 def new_run_name() -> str:
     """A unique name for a run: short enough for keys, long enough never to meet another."""
     return uuid4().hex[:12]
+
+
+def _unpicklable(stage: Stage) -> str:
+    try:
+        Packed.of(stage.function)
+    except Exception as error:
+        return f"{stage.name} cannot ({type(error).__name__}: {error})"
+    return f"{stage.name} can"
 
 
 def _address(client: Client) -> str:

@@ -1,0 +1,46 @@
+"""One real Prefect server and one real Dask cluster of each kind for the whole session."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+# Before Prefect is imported anywhere: it reads its settings then.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="evolve-tests-")
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ.pop("PREFECT_API_URL", None)
+
+import pytest
+from distributed import LocalCluster
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """A real Prefect server in a process of its own, with an empty database."""
+    from prefect.settings.context import get_current_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        url = get_current_settings().api.url
+        assert url is not None
+        yield url
+
+
+@pytest.fixture(scope="session")
+def thread_workers() -> Iterator[str]:
+    """A scheduler with one worker of three threads in this process."""
+    with LocalCluster(
+        processes=False, n_workers=1, threads_per_worker=3, dashboard_address=":0"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="session")
+def process_workers(prefect_api: str) -> Iterator[str]:
+    """A scheduler with two worker processes of one thread."""
+    with LocalCluster(
+        processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+    ) as cluster:
+        yield cluster.scheduler_address

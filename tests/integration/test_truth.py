@@ -1,0 +1,205 @@
+"""What the API shows is what happened: compared with what the tasks themselves noted on disk."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.sorting import TaskRunSort
+from prefect.context import FlowRunContext
+from prefect.runtime import task_run
+from prefect_dask import DaskTaskRunner
+
+from evolve_tasks import EvolveTaskRunner, evolve
+
+STRATEGIES = ["sequential", "as_completed", "async", "nested"]
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Path:
+    """A folder in which each execution of a task leaves a file of its own."""
+    return tmp_path
+
+
+def note(diary: str, what: str) -> None:
+    """Leave a trace of this execution that no other process can overwrite."""
+    name = f"{what}-{task_run.id}-{os.getpid()}-{os.urandom(4).hex()}"
+    Path(diary, name).touch()
+
+
+@task
+def parse(source: tuple[str, int, bool]) -> list[tuple[str, int]]:
+    """Give as many items as the source says, or fail."""
+    diary, size, good = source
+    note(diary, "parse")
+    if not good:
+        raise ValueError("a bad source")
+    return [(diary, i) for i in range(size)]
+
+
+@task
+def process(item: tuple[str, int]) -> int:
+    """Fail for each tenth item."""
+    diary, number = item
+    note(diary, "process")
+    if number % 10 == 9:
+        raise ValueError("a tenth item")
+    return number
+
+
+SIZES = [(12, True), (0, True), (3, False), (5, True)]
+ITEMS = 17
+FAILED_ITEMS = 1
+
+
+def runs_of(flow_run_id: UUID) -> list[TaskRun]:
+    """All task runs that the API has for a flow run."""
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
+            sort=TaskRunSort.ID_DESC,
+            limit=200,
+        )
+
+
+def run(runner: Any, diary: Path, **options: Any) -> UUID:
+    """Run a flow; give its id. The API is asked only after it has ended."""
+    seen: list[UUID] = []
+
+    @flow(name="truth", task_runner=runner)
+    def truth() -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        seen.append(context.flow_run.id)
+        sources = [(str(diary), size, good) for size, good in SIZES]
+        evolve(sources, parse, process, on_failure="ignore", **options)
+
+    truth()
+    return seen[0]
+
+
+def executions(diary: Path) -> Counter[str]:
+    """How often each kind of task was executed."""
+    return Counter(path.name.partition("-")[0] for path in diary.iterdir())
+
+
+def inputs(task_run: TaskRun) -> set[UUID]:
+    """Ids of the runs that a run got its input from."""
+    return {
+        UUID(str(value.id))
+        for values in task_run.task_inputs.values()
+        for value in values
+        if value.input_type == "task_run"
+    }
+
+
+def check_graph(runs: list[TaskRun]) -> None:
+    """Each process run hangs under the parse run of its source, and nothing is still open."""
+    parses = {run.id: run for run in runs if run.name.startswith("parse[")}
+    assert all(run.state is not None and run.state.is_final() for run in runs)
+    assert all(run.start_time and run.end_time for run in runs)
+    assert all(not inputs(run) for run in parses.values())
+    for child in runs:
+        if child.id in parses:
+            continue
+        (parent,) = inputs(child)
+        label = child.name.removeprefix("process[").rpartition(" ")[0]
+        assert parses[parent].name == f"parse[{label}]"
+        assert "__parents__" not in child.task_inputs
+
+
+@pytest.mark.parametrize("workers", ["thread", "process"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("record", ["items", "auto"])
+def test_every_item_is_a_task_run(
+    record: str, strategy: str, workers: str, diary: Path, request: pytest.FixtureRequest
+) -> None:
+    address = request.getfixturevalue(f"{workers}_workers")
+    flow_run_id = run(
+        EvolveTaskRunner(address=address), diary, strategy=strategy, record=record, batch=2
+    )
+    runs = runs_of(flow_run_id)
+    assert executions(diary) == {"parse": 4, "process": ITEMS}
+    names = Counter(run.name.partition("[")[0] for run in runs)
+    assert names == {"parse": 4, "process": ITEMS}
+    states = Counter(run.state_name for run in runs)
+    assert states == {"Completed": 3 + ITEMS - FAILED_ITEMS, "Failed": 1 + FAILED_ITEMS}
+    # The id that a task saw is that of its record.
+    noted = {path.name.partition("-")[2][:36] for path in diary.iterdir()}
+    assert noted == {str(run.id) for run in runs}
+    check_graph(runs)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sources_only(strategy: str, diary: Path, process_workers: str) -> None:
+    flow_run_id = run(
+        EvolveTaskRunner(address=process_workers), diary, strategy=strategy, record="sources"
+    )
+    runs = runs_of(flow_run_id)
+    assert executions(diary) == {"parse": 4, "process": ITEMS}
+    assert Counter(run.name.partition("[")[0] for run in runs) == {"parse": 4}
+    check_graph(runs)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_spent_budget_leaves_failures_visible(
+    strategy: str, diary: Path, process_workers: str
+) -> None:
+    """Beyond the budget items are not recorded, but each that fails is."""
+    flow_run_id = run(
+        EvolveTaskRunner(address=process_workers), diary, strategy=strategy, record_budget=0
+    )
+    runs = runs_of(flow_run_id)
+    assert executions(diary) == {"parse": 4, "process": ITEMS}
+    failed = [run for run in runs if run.name.startswith("process[")]
+    assert [run.state_name for run in failed] == ["Failed"]
+    assert failed[0].state is not None
+    assert "a tenth item" in (failed[0].state.message or "")
+    assert failed[0].name.endswith(" 9]")
+    check_graph(runs)
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+def test_with_the_stock_runner(strategy: str, diary: Path, process_workers: str) -> None:
+    runner = DaskTaskRunner(address=process_workers)
+    runs = runs_of(run(runner, diary, strategy=strategy))
+    assert executions(diary) == {"parse": 4, "process": ITEMS}
+    assert len(runs) == 4 + ITEMS
+    check_graph(runs)
+
+
+def test_seceding_leaks_no_parent(diary: Path) -> None:
+    """The task after a nested run on the same thread is nobody's child."""
+    cluster = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    seen: list[UUID] = []
+
+    @task
+    def bystander() -> None: ...
+
+    @flow(task_runner=EvolveTaskRunner(cluster_kwargs=cluster))
+    def both() -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        seen.append(context.flow_run.id)
+        evolve([(str(diary), 3, True)], parse, process, strategy="nested")
+        bystander.submit().wait()
+        evolve([(str(diary), 3, True)], parse, process, strategy="nested")
+        bystander.submit().wait()
+
+    both()
+    runs = runs_of(seen[0])
+    assert len(runs) == 10
+    assert [run.task_inputs for run in runs if run.name.startswith("bystander")] == [{}, {}]
+    check_graph([run for run in runs if not run.name.startswith("bystander")])
