@@ -42,6 +42,7 @@ def portable_context(client: Client) -> dict[str, Any]:
     ):
         setattr(portable, hooks, [])
     runner = EvolveTaskRunner if isinstance(flow.task_runner, EvolveTaskRunner) else DaskTaskRunner
+    assert client.scheduler is not None, "the client is closed"
     portable.task_runner = runner(address=client.scheduler.address)
     return {**context, "flow_run_context": {**flow_run_context, "flow": portable}}
 

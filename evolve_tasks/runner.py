@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any, Self, cast
 from uuid import UUID
@@ -18,6 +19,8 @@ from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from evolve_tasks.monitoring.recording import wait_until_recorded
+
+_SPAWN_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
 
 class EvolveTaskRunner(DaskTaskRunner):
@@ -83,16 +86,25 @@ class EvolveTaskRunner(DaskTaskRunner):
     def client(self) -> PrefectDaskClient:
         """The Dask client, made on first use together with the cluster."""
         if self._client is None:
-            # Worker processes read Prefect's settings when they start, before Dask gives them
-            # their environment: this one setting reaches them earlier.
-            url = get_current_settings().api.url
-            environment = "distributed.nanny.pre-spawn-environ"
-            known = {**dask.config.get(environment, {})}
-            if url is not None:
-                known["PREFECT_API_URL"] = url
-            with dask.config.set({environment: known}):
+            with dask.config.set({_SPAWN_ENVIRONMENT: self._spawn_environment()}):
                 return super().client
         return super().client
+
+    def _spawn_environment(self) -> dict[str, Any]:
+        """The environment that worker processes start with.
+
+        They read Prefect's settings and Dask's logging levels as they are imported, before
+        Dask gives them the environment of the cluster: these reach them earlier.
+        """
+        environment = {**dask.config.get(_SPAWN_ENVIRONMENT, {})}
+        if (url := get_current_settings().api.url) is not None:
+            environment["PREFECT_API_URL"] = url
+        if dask.config.get("logging", None) is None and not self.address:
+            # Dask's own INFO is eighty lines about starting and stopping a local cluster. Who
+            # wants them sets `logging` in Dask's configuration.
+            logging.getLogger("distributed").setLevel(logging.WARNING)
+            environment["DASK_LOGGING__DISTRIBUTED"] = "warning"
+        return environment
 
     def submit(  # type: ignore[override]
         self,
