@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -32,7 +33,7 @@ from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.monitoring.recording import wait_until_recorded
-from evolve_tasks.monitoring.terminal import showing
+from evolve_tasks.monitoring.terminal import showing, terminal
 from evolve_tasks.options import (
     BatchSize,
     EvolveOptions,
@@ -379,11 +380,13 @@ class _Call:
                 window = batch
             case "nested":
                 window = share.sources
+        console = terminal() if options.progress else None
         spec = RunSpec(
             run=new_run_name(),
             stages=self.stages,
             context={} if self.client is None else portable_context(self.client),
             failures_recorded=options.record != "sources",
+            terminal_pid=None if console is None else os.getpid(),
         )
         run = EvolvingRun(
             spec.run, self.sources, self.stages, options, in_flight=window, batch=batch
@@ -397,7 +400,7 @@ class _Call:
             submitter = Submitter(self.client, spec)
             submitter.open()
             stack.callback(submitter.close)
-        show = stack.enter_context(showing(run, self.options.progress))
+        show = stack.enter_context(showing(run, console, self.client))
         if self.client is not None and _on_worker():
             stack.enter_context(seceded())
         return _Opened(self, run, spec, submitter, stack, show, started, share.items, batch)

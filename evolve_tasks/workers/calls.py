@@ -22,12 +22,14 @@ class RunSpec:
         stages: the stages.
         context: Prefect's run context as `serialize_context()` gives it.
         failures_recorded: an item that fails gets a task run even where items have none.
+        terminal_pid: process that shows progress on its terminal, if one does.
     """
 
     run: str
     stages: tuple[Stage, ...]
     context: dict[str, Any]
     failures_recorded: bool
+    terminal_pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from prefect.context import SyncClientContext, hydrated_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
+from evolve_tasks.workers.console import forwarded
 from evolve_tasks.workers.runtime import Runtime
 from evolve_tasks.workers.transport import Packed
 
@@ -70,6 +71,7 @@ class RunPlugin(WorkerPlugin):
         spec = self._spec.value()
         self._stack.enter_context(hydrated_context(spec.context))
         self._stack.enter_context(SyncClientContext())
+        self._stack.enter_context(forwarded(self._worker, self._run, spec.terminal_pid))
         mark, plugins = stop_name(self._run), self._worker.plugins
         return Runtime(spec, self._template, lambda: mark in plugins, self._worker.address)
 
