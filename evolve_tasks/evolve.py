@@ -30,6 +30,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from evolve_tasks.context import portable_context
 from evolve_tasks.core.assembly import Assembly, Portion
+from evolve_tasks.core.evolution import Window
 from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.monitoring.recording import wait_until_recorded
@@ -49,7 +50,7 @@ from evolve_tasks.stages import Stage, stages_from
 from evolve_tasks.strategies.as_completed import run_as_completed
 from evolve_tasks.strategies.asynchronous import run_async
 from evolve_tasks.strategies.choice import Choice, choose
-from evolve_tasks.strategies.nested import run_nested, shares
+from evolve_tasks.strategies.nested import Shares, run_nested, shares
 from evolve_tasks.strategies.sequential import run_sequential
 from evolve_tasks.strategies.submitting import Submitter, new_run_name
 from evolve_tasks.workers.calls import RunSpec
@@ -369,28 +370,26 @@ class _Call:
     def open(self) -> _Opened:
         """Begin: from here on there is something to close."""
         started = time.monotonic()
-        options, limits = self.options, self.options.limits
+        options, in_flight = self.options, self.options.limits.in_flight
         threads = sum(self.client.nthreads().values()) if self.client is not None else 1
-        batch = options.batch_size
-        window = limits.in_flight or max(SMALLEST_WINDOW, PER_THREAD * threads) * batch
-        batch = min(batch, window)
-        share = shares(limits.in_flight, threads, batch)
-        match self.choice.strategy:
-            case "sequential":
-                window = batch
-            case "nested":
-                window = share.sources
+        share = shares(in_flight, threads) if self.choice.strategy == "nested" else None
+        if self.choice.strategy == "sequential":
+            window = Window(units=1)
+        elif share is not None:
+            window = Window(in_flight=share.sources, threads=threads)
+        else:
+            units = max(SMALLEST_WINDOW, PER_THREAD * threads)
+            window = Window(in_flight=in_flight, units=units, threads=threads)
         console = terminal() if options.progress else None
         spec = RunSpec(
             run=new_run_name(),
             stages=self.stages,
             context={} if self.client is None else portable_context(self.client),
             failures_recorded=options.record != "sources",
+            fail_fast=options.on_failure == "fail_fast",
             terminal_pid=None if console is None else os.getpid(),
         )
-        run = EvolvingRun(
-            spec.run, self.sources, self.stages, options, in_flight=window, batch=batch
-        )
+        run = EvolvingRun(spec.run, self.sources, self.stages, options, window=window)
         logger = get_run_logger()
         note = logger.warning if self.choice.warn else logger.info
         note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
@@ -403,7 +402,7 @@ class _Call:
         show = stack.enter_context(showing(run, console, self.client))
         if self.client is not None and _on_worker():
             stack.enter_context(seceded())
-        return _Opened(self, run, spec, submitter, stack, show, started, share.items, batch)
+        return _Opened(self, run, spec, submitter, stack, show, started, share, threads)
 
 
 @dataclass
@@ -417,8 +416,8 @@ class _Opened:
     _stack: ExitStack
     show: Callable[[], None]
     _started: float
-    _share: int
-    _batch: int
+    _share: Shares | None
+    _threads: int
     _logger: Any = field(default_factory=get_run_logger)
 
     @property
@@ -434,9 +433,7 @@ class _Opened:
             case "as_completed":
                 portions = run_as_completed(self.run, self.submitter)
             case "nested":
-                portions = run_nested(
-                    self.run, self.submitter, items=self._share, batch=self._batch
-                )
+                portions = run_nested(self.run, self.submitter, self._share, self._threads)
             case _:
                 portions = _in_own_loop(run_async(self.run, self.submitter))
         with closing(portions):

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from operator import length_hint
 from typing import Any
 from uuid import UUID, uuid4
 
 from distributed import KilledWorker
 
-from evolve_tasks.core.actions import Action, Expand, Process
+from evolve_tasks.core.actions import Action, Expand, Found, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
-from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.core.evolution import Evolution, Window
 from evolve_tasks.naming import source_label
-from evolve_tasks.options import EvolveOptions, FailurePolicy
-from evolve_tasks.outcome import Counts, Failure, StageCounts
+from evolve_tasks.options import EvolveOptions, FailurePolicy, RecordMode
+from evolve_tasks.outcome import Counts, StageCounts
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import (
     BatchResult,
     ExpandCall,
     Measure,
+    NestedResult,
     ProcessCall,
-    SourceResult,
+    Recording,
+    SourceCall,
+    SourceEnd,
     item_run_id,
 )
 from evolve_tasks.workers.failing import failure_from
@@ -36,14 +41,9 @@ class Lost:
     error: BaseException
 
 
-Answer = Measure | BatchResult | SourceResult | Lost
+Answer = Measure | BatchResult | NestedResult | Lost
 
-
-@dataclass(slots=True)
-class _OpenSource:
-    source: Any
-    label: str
-    run_id: UUID
+UNBOUNDED = 2**31  # task runs that `record="items"` may spend
 
 
 class EvolvingRun:
@@ -51,11 +51,10 @@ class EvolvingRun:
 
     Args:
         run: unique name of the run.
-        sources: the sources, taken one at a time when there is room for them.
+        sources: the sources, taken when there is room for them.
         stages: the stages.
         options: the options.
-        in_flight: items that may be in flight.
-        batch: items of the last stage in one unit.
+        window: how much may be in flight.
     """
 
     def __init__(
@@ -65,89 +64,96 @@ class EvolvingRun:
         stages: tuple[Stage, ...],
         options: EvolveOptions,
         *,
-        in_flight: int,
-        batch: int,
+        window: Window,
     ) -> None:
+        known = _known_length(sources)
         self.run = run
         self.stages = stages
         self.options = options
         self.core = Evolution(
             stages=len(stages),
-            in_flight=in_flight,
+            window=window,
             buffered=options.limits.buffered,
-            batch=batch,
+            batch=options.batch_size,
             budget=failure_budget(options.on_failure),
+            sources_known=known,
         )
+        self.ledger = RecordLedger(options.record, options.record_budget, known)
         self.source_error: Exception | None = None
         self.on_source: Callable[[int, Any], None] | None = None
         self.recorded: list[UUID] = []
         self._sources: Iterator[Any] = iter(sources)
-        self._open: dict[int, _OpenSource] = {}
-        self._actions: dict[int, Expand | Process] = {}
-        self._items_recorded = 0
+        self._open: dict[int, tuple[Any, SourceCall]] = {}
+        self._under_way: dict[int, tuple[Expand | Process, Recording]] = {}
+        self._unit_runs: dict[int, UUID] = {}  # task run of each unit that has open lists
 
     # -- carrying out actions -----------------------------------------------------------------
 
-    def pull(self) -> list[Action]:
+    def pull(self, count: int) -> list[Action]:
         """Carry out a `Pull`."""
-        position = self.core.sources
+        start = self.core.sources
+        arrived = 0
         try:
-            source = next(self._sources)
-        except StopIteration:
-            return self.core.sources_ended()
+            for source in islice(self._sources, count):
+                position = start + arrived
+                self._open[position] = source, SourceCall(position, source_label(source), uuid4())
+                arrived += 1
+                if self.on_source is not None:
+                    self.on_source(position, source)
         except Exception as error:
             # What was finished is kept: the run stops, and raises with its outcome.
             self.source_error = error
             stopping = self.core.stop(f"the sources ended with {type(error).__name__}: {error}")
-            return stopping + self.core.sources_ended()
-        self._open[position] = _OpenSource(source, source_label(source), uuid4())
-        if self.on_source is not None:
-            self.on_source(position, source)
-        return self.core.source_arrived()
+            return stopping + self.core.sources_arrived(arrived)
+        return self.core.sources_arrived(arrived)
 
     def expand_call(self, action: Expand) -> ExpandCall | Lost:
-        """What to send for an `Expand`; `Lost` if the source cannot travel."""
-        self._actions[action.unit] = action
-        entry = self._open[action.source]
+        """What to send for an `Expand`; `Lost` if a source cannot travel."""
+        entries = [self._open[position] for position in range(action.start, action.stop)]
+        is_task = self.stages[action.stage].task is not None
+        each = self.ledger.each_source(len(entries), is_task)
+        unit = uuid4() if self.ledger.in_units and not each else None
+        recording = Recording(each=each, unit=unit)
+        self._under_way[action.unit] = action, recording
         try:
-            item = Packed.of(entry.source)
+            items = Packed.of([source for source, _ in entries])
         except Exception as error:
+            kinds = ", ".join(sorted({type(source).__name__ for source, _ in entries}))
             return Lost(
                 TypeError(
-                    f"the source of type {type(entry.source).__name__} cannot be pickled "
+                    f"a source of type {kinds} cannot be pickled "
                     f"({type(error).__name__}: {error}), so it cannot be sent to a worker; give "
                     "a name or address instead and open it in the expanding stage"
                 )
             )
-        return ExpandCall(action.stage, (action.source,), entry.label, entry.run_id, item)
+        # Items that are task runs of their own take too long to be worked on in passing.
+        inline = 0 if self.ledger.item_allowance and not self.ledger.all_units else action.inline
+        sources = tuple(call for _, call in entries)
+        return ExpandCall(action.stage, sources, items, inline, recording)
 
     def process_call(self, action: Process) -> ProcessCall:
         """What to send for a `Process`."""
-        self._actions[action.unit] = action
-        entry = self._open[action.source]
-        size = action.stop - action.start
-        recorded = self.item_allowance() >= size
-        if recorded:
-            self._items_recorded += size
+        _, source = self._open[action.source]
+        is_task = self.stages[action.stage].task is not None
+        each = self.ledger.each_item(action.stop - action.start, is_task, self.core.expected_items)
+        recording = Recording(
+            each=each,
+            unit=uuid4() if self.ledger.in_units and not each else None,
+            upstream=self._unit_runs.get(action.parent, source.run_id),
+        )
+        self._under_way[action.unit] = action, recording
         return ProcessCall(
             stage=action.stage,
-            parent=(action.source,),
+            source=source,
+            offset=action.offset,
             start=action.start,
             stop=action.stop,
-            label=entry.label,
-            parent_run_id=entry.run_id,
-            recorded=recorded,
+            recording=recording,
         )
 
-    def item_allowance(self) -> int:
-        """How many more items may have a task run of their own."""
-        match self.options.record:
-            case "items":
-                return 2**31
-            case "auto":
-                return max(0, self.options.record_budget - self._items_recorded)
-            case _:
-                return 0
+    def released(self, unit: int) -> None:
+        """Carry out a `Release`."""
+        self._unit_runs.pop(unit, None)
 
     def source_done(self, position: int) -> None:
         """Carry out a `SourceDone`."""
@@ -157,97 +163,123 @@ class EvolvingRun:
 
     def portions(self, unit: int, answer: Answer) -> list[Portion]:
         """What an answer adds to the outcome; asked before the core is told of it."""
-        action = self._actions[unit]
-        entry = self._open.get(action.source)
-        assert entry is not None, f"unit {unit} was answered after its source was done"
+        action, recording = self._under_way[unit]
         match answer:
             case BatchResult():
-                assert isinstance(action, Process)
-                return [self._portion(action.source, entry, action.start, action.stop, answer)]
+                self._note_unit(recording.unit, answer.unit_recorded)
+                return [self._portion(action.source, action.start, action.stop, answer)]
             case Measure():
-                return self._measured(action, entry, answer)
-            case SourceResult():
-                self._items_recorded += sum(len(batch.recorded) for _, _, batch in answer.batches)
-                return self._measured(action, entry, answer.measure) + [
-                    self._portion(action.source, entry, start, stop, batch)
-                    for start, stop, batch in answer.batches
-                ]
+                return self._measured(action, recording, answer)
+            case NestedResult():
+                portions = self._measured(action, recording, answer.measure)
+                for batch in answer.batches:
+                    self._note_unit(batch.run_id, batch.result.unit_recorded)
+                    self.ledger.spent(len(batch.result.recorded))
+                    position = action.start + batch.offset
+                    portions.append(self._portion(position, batch.start, batch.stop, batch.result))
+                return portions
             case Lost():
-                failures = self._lost(action, entry, answer.error)
-                start, stop = (action.start, action.stop) if isinstance(action, Process) else (0, 0)
-                return [Portion(action.source, entry.source, start, stop, [], failures)]
+                return self._lost(action, answer.error)
 
     def tell(self, unit: int, answer: Answer) -> list[Action]:
         """Tell the core of an answer."""
-        action = self._actions.pop(unit)
+        action, recording = self._under_way.pop(unit)
         core = self.core
         match answer:
             case BatchResult():
-                return core.processed(unit, failed=len(answer.failures), not_run=answer.not_run)
-            case SourceResult() if answer.measure.failure is None and not answer.measure.not_run:
-                return core.ran_whole(
+                return core.processed(
                     unit,
-                    answer.measure.size,
-                    failed=sum(len(batch.failures) for _, _, batch in answer.batches),
-                    not_run=answer.measure.size
-                    - sum(stop - start - batch.not_run for start, stop, batch in answer.batches),
+                    failed=len(answer.failures),
+                    not_run=answer.not_run,
+                    seconds=answer.worked_s,
                 )
-            case SourceResult():
-                return self._tell_measure(unit, answer.measure)
+            case NestedResult():
+                return core.expanded(
+                    unit,
+                    _found_nested(answer),
+                    seconds=answer.measure.parse_s,
+                    inline_s=answer.measure.inline_s
+                    + sum(batch.result.worked_s for batch in answer.batches),
+                )
             case Measure():
-                return self._tell_measure(unit, answer)
+                if answer.recorded and recording.unit is not None:
+                    self._unit_runs[unit] = recording.unit
+                return core.expanded(
+                    unit,
+                    [_found(end) for end in answer.ends],
+                    seconds=answer.parse_s,
+                    inline_s=answer.inline_s,
+                )
             case Lost():
                 if isinstance(action, Process):
                     return core.processed(unit, failed=action.stop - action.start)
-                return core.expansion_failed(unit)
-
-    def _tell_measure(self, unit: int, measure: Measure) -> list[Action]:
-        if measure.not_run:
-            return self.core.expansion_not_run(unit)
-        if measure.failure is not None:
-            return self.core.expansion_failed(unit)
-        return self.core.expanded(unit, measure.size)
+                return core.expansion_lost(unit)
 
     def _measured(
-        self, action: Expand | Process, entry: _OpenSource, measure: Measure
+        self, action: Expand | Process, recording: Recording, measure: Measure
     ) -> list[Portion]:
-        if measure.recorded:
-            self.recorded.append(entry.run_id)
-        if measure.failure is None:
-            return []
-        failure = replace(measure.failure, source=entry.source)
-        return [Portion(action.source, entry.source, 0, 0, [], [failure])]
+        self._note_unit(recording.unit, measure.recorded)
+        portions = []
+        values = measure.values.value() or [[]] * len(measure.ends)
+        for position, (end, worked_out) in enumerate(
+            zip(measure.ends, values, strict=True), action.start
+        ):
+            source, call = self._open[position]
+            if end.has_run:
+                self.recorded.append(call.run_id)
+            self.recorded += [item_run_id(call.run_id, item) for item in end.recorded]
+            failures = end.failures if end.failure is None else [end.failure, *end.failures]
+            if failures or end.ended:
+                portions.append(
+                    Portion(
+                        position,
+                        source,
+                        0,
+                        end.ended - end.not_run,
+                        worked_out,
+                        [replace(failure, source=source) for failure in failures],
+                    )
+                )
+        return portions
 
-    def _portion(
-        self, position: int, entry: _OpenSource, start: int, stop: int, batch: BatchResult
-    ) -> Portion:
-        self.recorded += [item_run_id(entry.run_id, item) for item in batch.recorded]
+    def _note_unit(self, run_id: UUID | None, recorded: bool) -> None:
+        if recorded and run_id is not None:
+            self.recorded.append(run_id)
+
+    def _portion(self, position: int, start: int, stop: int, batch: BatchResult) -> Portion:
+        source, call = self._open[position]
+        self.recorded += [item_run_id(call.run_id, item) for item in batch.recorded]
         return Portion(
             position,
-            entry.source,
+            source,
             start,
             stop - batch.not_run,
             batch.values.value(),
-            [replace(failure, source=entry.source) for failure in batch.failures],
+            [replace(failure, source=source) for failure in batch.failures],
         )
 
-    def _lost(
-        self, action: Expand | Process, entry: _OpenSource, error: BaseException
-    ) -> list[Failure]:
+    def _lost(self, action: Expand | Process, error: BaseException) -> list[Portion]:
         crashed = isinstance(error, KilledWorker)
         stage = self.stages[action.stage].name
-        if isinstance(action, Expand):
-            failure = failure_from(error, stage=stage, index=(action.source,), item=entry.source)
-            return [replace(failure, source=entry.source, crashed=crashed)]
-        return [
-            replace(
-                failure_from(error, stage=stage, index=(action.source, position), item=None),
-                source=entry.source,
-                item=f"item {position} of {entry.label}",
-                crashed=crashed,
-            )
-            for position in range(action.start, action.stop)
-        ]
+        if isinstance(action, Process):
+            source, call = self._open[action.source]
+            failures = [
+                replace(
+                    failure_from(error, stage=stage, index=(action.source, item), item=None),
+                    source=source,
+                    item=f"item {item} of {call.label}",
+                    crashed=crashed,
+                )
+                for item in range(action.start, action.stop)
+            ]
+            return [Portion(action.source, source, action.start, action.stop, [], failures)]
+        portions = []
+        for position in range(action.start, action.stop):
+            source, _ = self._open[position]
+            failure = failure_from(error, stage=stage, index=(position,), item=source)
+            failure = replace(failure, source=source, crashed=crashed)
+            portions.append(Portion(position, source, 0, 0, [], [failure]))
+        return portions
 
     def counts(self) -> Counts:
         """The numbers as they stand."""
@@ -281,3 +313,90 @@ def failure_budget(policy: FailurePolicy) -> FailureBudget:
             return Ignore()
         case _:
             return Bounded(policy.count, policy.ratio)
+
+
+class RecordLedger:
+    """Decides what is a Prefect task run of its own, and counts what that has cost.
+
+    Args:
+        mode: `options.record`.
+        budget: task runs that `"auto"` may spend before it records units.
+        sources_known: how many sources there are; `None` if nobody knows.
+    """
+
+    def __init__(self, mode: RecordMode, budget: int, sources_known: int | None) -> None:
+        self.mode = mode
+        self._left = budget
+        # Each source is one task run, and has an item at least: where that does not fit there
+        # is no use in beginning with single ones.
+        too_many = sources_known is not None and 2 * sources_known > budget
+        self.all_units = mode == "batches" or (mode == "auto" and too_many)
+
+    @property
+    def in_units(self) -> bool:
+        """Whether what is not recorded singly is recorded as a unit."""
+        return self.mode in ("auto", "batches")
+
+    @property
+    def item_allowance(self) -> int:
+        """How many more items may be task runs."""
+        if self.mode == "items":
+            return UNBOUNDED
+        return max(0, self._left) if self.mode == "auto" and not self.all_units else 0
+
+    def each_source(self, count: int, is_task: bool) -> bool:
+        """Whether each of some sources is a task run."""
+        return is_task and (self.mode == "sources" or self.each_item(count, is_task))
+
+    def each_item(self, count: int, is_task: bool, expected: int = 0) -> bool:
+        """Whether each of some items is a task run.
+
+        Args:
+            count: how many there are.
+            is_task: whether their stage is a task at all.
+            expected: items that are still to be worked on, as far as is known. Where they do
+                not fit there is no use in beginning: single runs are slow.
+        """
+        if self.mode == "auto" and expected > self._left:
+            self.all_units = True
+        if not is_task or self.item_allowance < count:
+            return False
+        self.spent(count)
+        return True
+
+    def spent(self, count: int) -> None:
+        """Note that so many task runs were spent."""
+        self._left -= count
+
+
+def _known_length(sources: Iterable[Any]) -> int | None:
+    """How many sources there are, where that can be told without taking one."""
+    try:
+        length = length_hint(sources, -1)
+    except Exception:  # an object of the user's, with a __len__ that does not work
+        return None
+    return length if length >= 0 else None
+
+
+def _found(end: SourceEnd) -> Found:
+    return Found(
+        size=end.size,
+        ended=end.ended,
+        failed=len(end.failures),
+        not_run=end.not_run,
+        lost=end.failure is not None,
+        skipped=end.skipped,
+    )
+
+
+def _found_nested(answer: NestedResult) -> list[Found]:
+    """All items of a nested unit have ended: on the spot, in its batches, or never begun."""
+    done = [end.ended - end.not_run for end in answer.measure.ends]
+    failed = [len(end.failures) for end in answer.measure.ends]
+    for batch in answer.batches:
+        done[batch.offset] += batch.stop - batch.start - batch.result.not_run
+        failed[batch.offset] += len(batch.result.failures)
+    return [
+        _found(end)._replace(ended=end.size, failed=failed[offset], not_run=end.size - done[offset])
+        for offset, end in enumerate(answer.measure.ends)
+    ]

@@ -171,16 +171,15 @@ class EvolveOptions(_Frozen):
     progress: bool = Field(default=True, description="Show progress in the terminal.")
 
     @property
-    def batch_size(self) -> int:
-        """Items in one Dask task."""
-        return 1 if self.batch == "auto" else self.batch
+    def batch_size(self) -> int | None:
+        """Items in one Dask task; `None` where durations decide."""
+        return None if self.batch == "auto" else self.batch
 
 
 _LATER: Final[Mapping[str, tuple[Any, str]]] = {
     "resources": (None, "place the whole flow on suitable workers"),
     "journal": (False, "run without it; Prefect's own task caching works per task"),
     "unique": (False, "remove equal items in the expanding stage"),
-    "record:batches": (None, 'use record="items", "sources" or "auto"'),
     "limits.max_items": (None, "bound the sources that you give"),
     "limits.max_depth": (None, "give two stages, which have a fixed depth"),
     "limits.in_flight_variable": (None, "give limits.in_flight as a number"),

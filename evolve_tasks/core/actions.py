@@ -2,10 +2,10 @@
 
 | action | means | answered by exactly one of |
 |---|---|---|
-| `Pull` | take the next source | `source_arrived`, `sources_ended` |
-| `Expand` | run an expanding stage | `expanded`, `ran_whole`, `expansion_failed`, `…_not_run` |
+| `Pull` | take the next sources | `sources_arrived`, then `sources_ended` if there are no more |
+| `Expand` | run an expanding stage | `expanded`, `expansion_lost` |
 | `Process` | run the last stage on consecutive items | `processed` |
-| `Release` | the list of a node is not needed any more | nothing |
+| `Release` | the lists of a unit are not needed any more | nothing |
 | `SourceDone` | all that came from a source has ended | nothing |
 """
 
@@ -15,37 +15,44 @@ from typing import NamedTuple
 
 
 class Pull(NamedTuple):
-    """Take the next source from the sources."""
+    """Take up to `most` sources."""
+
+    most: int
 
 
 class Expand(NamedTuple):
-    """Run stage `stage` on the item at `position` of node `parent`.
+    """Run stage `stage` on the items `start` to `stop` (exclusive) of a list.
 
-    Stage 0 runs on sources: there `parent` is -1 and `position` is the source's own.
+    Stage 0 runs on sources: there `parent` is -1, and positions are those of the sources. A
+    list of at most `inline` items is worked on where it was found.
     """
 
     unit: int
     stage: int
     source: int
     parent: int
-    position: int
+    offset: int
+    start: int
+    stop: int
+    inline: int
 
 
 class Process(NamedTuple):
-    """Run the last stage on the items `start` to `stop` (exclusive) of node `parent`."""
+    """Run the last stage on the items `start` to `stop` of list `offset` of unit `parent`."""
 
     unit: int
     stage: int
     source: int
     parent: int
+    offset: int
     start: int
     stop: int
 
 
 class Release(NamedTuple):
-    """All items of node `node` have ended: its list can be forgotten."""
+    """All lists that unit `unit` gave have ended: they can be forgotten."""
 
-    node: int
+    unit: int
 
 
 class SourceDone(NamedTuple):
@@ -55,3 +62,23 @@ class SourceDone(NamedTuple):
 
 
 Action = Pull | Expand | Process | Release | SourceDone
+
+
+class Found(NamedTuple):
+    """How the expansion of one item ended, part of the answer to an `Expand`.
+
+    Args:
+        size: how many items it gave.
+        ended: how many of them, from the first on, were worked on where they were found.
+        failed: how many of those failed.
+        not_run: how many of those were not begun, because the run had been stopped.
+        lost: the expansion itself failed.
+        skipped: the expansion was not begun, because the run had been stopped.
+    """
+
+    size: int = 0
+    ended: int = 0
+    failed: int = 0
+    not_run: int = 0
+    lost: bool = False
+    skipped: bool = False

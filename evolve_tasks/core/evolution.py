@@ -3,7 +3,8 @@
 Rules, in the order in which they are looked at:
 
 1. Nothing starts once the run is stopped; what is in flight is still answered.
-2. What is in flight never exceeds `in_flight` (counted in items; an expansion is one).
+2. What is in flight never exceeds the window: `in_flight` items (an expansion counts as one
+   for each item it expands), or `units` units where no number of items was given.
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
    sources. Within a depth, first come, first served. So memory follows one path of the
    tree, not the breadth of a level.
@@ -13,16 +14,27 @@ Rules, in the order in which they are looked at:
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
    are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
+7. How much goes into one unit is decided in `batching`, unless a number was given.
 
-State grows with what is open: a finished node leaves counts behind, not itself.
+State grows with what is open: a finished list leaves counts behind, not itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
+from evolve_tasks.core.actions import (
+    Action,
+    Expand,
+    Found,
+    Process,
+    Pull,
+    Release,
+    SourceDone,
+)
+from evolve_tasks.core.batching import Durations, inline_items, unit_size
 from evolve_tasks.core.budget import FailureBudget, Standing
 from evolve_tasks.errors import IllegalEvent
 
@@ -30,17 +42,25 @@ from evolve_tasks.errors import IllegalEvent
 # at once under the default bound of 10,000, and one at a time where the bound is below 200.
 UNKNOWN_FAN_OUT = 100
 
+# Sources in one unit at the most: their names and results still make a readable, small answer.
+LARGEST_GROUP = 1_000
+
+# Items in one unit at the most, where only units are bounded: beyond it nothing is gained.
+LARGEST_UNIT = 100_000
+
+ListId = tuple[int, int]  # the unit that gave it, and its place among that unit's lists
+
 
 @dataclass(slots=True)
-class _Node:
+class _List:
     """The items that one expansion gave."""
 
     stage: int  # the stage that works on them
     source: int
-    parent: int
+    parent: ListId | None
     size: int
-    cursor: int = 0  # items before it were submitted
-    open: int = 0  # items that have not ended, with all that came from them
+    cursor: int  # items before it were submitted
+    open: int  # items that have not ended, with all that came from them
 
 
 @dataclass(slots=True)
@@ -54,47 +74,74 @@ class StageTally:
     not_run: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How much may be in flight.
+
+    Args:
+        in_flight: items (N >= 1); `None` bounds units alone.
+        units: units (N >= 1), where `in_flight` is `None`.
+        threads: worker threads that want work.
+    """
+
+    in_flight: int | None = None
+    units: int = 16
+    threads: int = 1
+
+
 class Evolution:
     """Events in, actions out; one thread tells it what happened and does what it answers.
 
     Args:
         stages: number of stages (N >= 2); all but the last expand.
-        in_flight: items that may be submitted and unfinished (N >= 1).
+        window: how much may be in flight.
         buffered: items that may be discovered and not submitted (N >= 1).
-        batch: items of the last stage in one `Process` (N >= 1; never above `in_flight`).
+        batch: items of the last stage in one `Process` (N >= 1; never above `in_flight`), and
+            one source in each `Expand`; `None` lets measured durations decide both.
         budget: the failure policy.
+        sources_known: how many sources there are, if that is known beforehand.
 
     Example:
         >>> from evolve_tasks.core.budget import Finish
-        >>> evolution = Evolution(stages=2, in_flight=4, buffered=10, batch=2, budget=Finish())
+        >>> window = Window(in_flight=4)
+        >>> evolution = Evolution(stages=2, window=window, buffered=10, batch=2, budget=Finish())
         >>> evolution.begin()
-        [Pull()]
-        >>> evolution.source_arrived()[0]
-        Expand(unit=0, stage=0, source=0, parent=-1, position=0)
+        [Pull(most=1)]
+        >>> evolution.sources_arrived(1)[0].stop
+        1
     """
 
     def __init__(
-        self, *, stages: int, in_flight: int, buffered: int, batch: int, budget: FailureBudget
+        self,
+        *,
+        stages: int,
+        window: Window,
+        buffered: int,
+        batch: int | None,
+        budget: FailureBudget,
+        sources_known: int | None = None,
     ) -> None:
         self.tallies = [StageTally() for _ in range(stages)]
         self.stopped: str | None = None
         self._last = stages - 1
-        self._in_flight = in_flight
+        self._window = window
         self._buffered = buffered
         self._batch = batch
         self._budget = budget
-        self._nodes: dict[int, _Node] = {}
-        self._waiting: list[deque[int]] = [deque() for _ in range(stages)]
+        self._sources_known = sources_known
+        self._durations = [Durations() for _ in range(stages)]
+        self._lists: dict[ListId, _List] = {}
+        self._lists_of: dict[int, int] = {}  # lists of a unit that are still open
+        self._waiting: list[deque[ListId]] = [deque() for _ in range(stages)]
         self._waiting_items = 0
         self._units: dict[int, Expand | Process] = {}
         self._next_unit = 0
         self._flying = 0
         self._expanding = 0
-        self._expanded_once = 0
+        self._expanded = 0
         self._fan_out_total = 0
-        self._source_failures = 0
-        self._open_sources = 0
-        self._pulling = False
+        self._expansions_failed = 0
+        self._pulling = 0
         self._sources_ended = False
         self._stop_due: str | None = None
 
@@ -104,7 +151,7 @@ class Evolution:
     def finished(self) -> bool:
         """Nothing is in flight, waiting or still to come."""
         over = self._sources_ended or (self.stopped is not None and not self._pulling)
-        return over and not self._units and not self._nodes
+        return over and not self._units and not self._lists
 
     @property
     def flying(self) -> int:
@@ -117,6 +164,14 @@ class Evolution:
         return self._waiting_items
 
     @property
+    def expected_items(self) -> int:
+        """Items of the last stage that wait, and that known sources are expected to give."""
+        to_come = (self._sources_known or 0) - self.tallies[0].discovered
+        if not self._expanded or to_come <= 0:
+            return self._waiting_items
+        return self._waiting_items + to_come * self._fan_out()
+
+    @property
     def sources(self) -> int:
         """Sources that arrived."""
         return self.tallies[0].discovered
@@ -125,7 +180,7 @@ class Evolution:
     def standing(self) -> Standing:
         """What the failure policy looks at."""
         last = self.tallies[self._last]
-        lost = self._source_failures
+        lost = self._expansions_failed
         return Standing(
             failed=last.failed + lost,
             known=last.discovered + lost,
@@ -143,98 +198,109 @@ class Evolution:
         """Start: answers with what to do first."""
         return self._fill([])
 
-    def resize(self, in_flight: int) -> list[Action]:
-        """Change the window, as when workers join or leave."""
-        self._in_flight = max(1, in_flight)
-        return self._fill([])
+    def adopt(self, lists: Sequence[Found]) -> list[Action]:
+        """Start with lists that somebody else has found, and no sources to come.
 
-    def source_arrived(self) -> list[Action]:
-        """Answer a `Pull`: there is one more source."""
-        self._answer_pull()
-        tally = self.tallies[0]
-        position = tally.discovered
-        tally.discovered += 1
-        actions: list[Action] = []
-        if self.stopped is not None:
-            tally.not_run += 1
-            return [SourceDone(position)]
-        self._open_sources += 1
-        self._expand(actions, stage=0, source=position, parent=-1, position=position)
-        return self._fill(actions)
-
-    def sources_ended(self) -> list[Action]:
-        """Answer a `Pull`: there is none left."""
-        self._answer_pull()
+        Only items that have not ended are taken over; what did is in the finder's counts.
+        """
         self._sources_ended = True
-        self._judge()
+        actions: list[Action] = []
+        unit = self._next_unit
+        self._next_unit += 1
+        for offset, found in enumerate(lists):
+            self.tallies[self._last].discovered += found.size - found.ended
+            self._open_list(unit, offset, self._last, offset, None, found)
+        return self._fill(actions)
+
+    def resize(self, window: Window) -> list[Action]:
+        """Change the window, as when workers join or leave."""
+        self._window = window
         return self._fill([])
 
-    def expanded(self, unit: int, size: int) -> list[Action]:
-        """Answer an `Expand`: it gave `size` items."""
-        action = self._answer_expand(unit)
-        if size < 0:
-            raise IllegalEvent(f"unit {unit} expanded to {size} items; a fan-out is 0 or more")
+    def sources_arrived(self, count: int) -> list[Action]:
+        """Answer a `Pull`: so many sources came, as many as asked for unless they have ended."""
+        if not self._pulling:
+            raise IllegalEvent(f"{count} sources were reported though none had been asked for")
+        if not 0 <= count <= self._pulling:
+            raise IllegalEvent(f"{count} sources were reported, asked for were {self._pulling}")
+        self._flying -= self._pulling
+        self._expanding -= self._pulling
+        ended = count < self._pulling
+        self._pulling = 0
+        tally = self.tallies[0]
+        start = tally.discovered
+        tally.discovered += count
+        self._sources_ended = self._sources_ended or ended
         actions: list[Action] = []
-        self.tallies[action.stage].done += 1
-        self._expanded_once += 1
-        self._fan_out_total += size
-        stage = action.stage + 1
-        self.tallies[stage].discovered += size
-        if size == 0:
-            self._close_item(actions, action)
+        if count and self.stopped is not None:
+            tally.not_run += count
+            actions += [SourceDone(start + number) for number in range(count)]
+        elif count:
+            self._expand(actions, 0, start, None, start, start + count)
+        if ended:
+            self._judge()
+        return self._fill(actions)
+
+    def expanded(
+        self, unit: int, found: Sequence[Found], *, seconds: float = 0.0, inline_s: float = 0.0
+    ) -> list[Action]:
+        """Answer an `Expand`: what each of its items gave.
+
+        Args:
+            unit: the unit.
+            found: one entry for each item, in order.
+            seconds: what expanding took, all of them together.
+            inline_s: what working on items on the spot took, all of them together.
+        """
+        action = self._answer_expand(unit)
+        size = action.stop - action.start
+        if len(found) != size:
+            raise IllegalEvent(f"unit {unit} of {size} items was answered with {len(found)}")
+        actions: list[Action] = []
+        tally, below = self.tallies[action.stage], self.tallies[action.stage + 1]
+        begun = worked_on = 0
+        for offset, one in enumerate(found):
+            if one.lost:
+                tally.failed += 1
+                self._expansions_failed += 1
+            elif one.skipped:
+                tally.not_run += 1
+            else:
+                if not 0 <= one.failed + one.not_run <= one.ended <= one.size:
+                    raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
+                tally.done += 1
+                self._expanded += 1
+                self._fan_out_total += one.size
+                below.discovered += one.size
+                below.done += one.ended - one.failed - one.not_run
+                below.failed += one.failed
+                below.not_run += one.not_run
+                worked_on += one.ended - one.not_run
+            begun += not one.skipped
+            source = action.start + offset if action.stage == 0 else action.source
+            parent = None if action.stage == 0 else (action.parent, action.offset)
+            if one.size > one.ended and self.stopped is None:
+                self._open_list(unit, offset, action.stage + 1, source, parent, one)
+            else:
+                below.not_run += one.size - one.ended
+                self._close_item(actions, source, parent)
+        if unit not in self._lists_of:
             actions.append(Release(unit))
-        elif self.stopped is not None:
-            self.tallies[stage].not_run += size
-            self._close_item(actions, action)
-            actions.append(Release(unit))
-        else:
-            self._nodes[unit] = _Node(stage, action.source, action.parent, size, open=size)
-            self._waiting[stage].append(unit)
-            self._waiting_items += size
+        self._durations[action.stage].add(begun, seconds)
+        if action.stage + 1 == self._last:
+            self._durations[self._last].add(worked_on, inline_s)
         self._judge()
         return self._fill(actions)
 
-    def ran_whole(self, unit: int, size: int, *, failed: int = 0, not_run: int = 0) -> list[Action]:
-        """Answer an `Expand`: its `size` items were all worked on where they were found."""
-        action = self._answer_expand(unit)
-        done = size - failed - not_run
-        if action.stage + 1 != self._last or failed < 0 or not_run < 0 or done < 0:
-            raise IllegalEvent(
-                f"unit {unit} of stage {action.stage} ran whole with {size} items, {failed} "
-                f"failed and {not_run} not run"
-            )
-        self.tallies[action.stage].done += 1
-        self._expanded_once += 1
-        self._fan_out_total += size
-        tally = self.tallies[self._last]
-        tally.discovered += size
-        tally.done += done
-        tally.failed += failed
-        tally.not_run += not_run
-        actions: list[Action] = []
-        self._close_item(actions, action)
-        self._judge()
-        return self._fill(actions)
+    def expansion_lost(self, unit: int) -> list[Action]:
+        """Answer an `Expand`: all of it failed at once, as when its worker died."""
+        action = self._units.get(unit)
+        size = action.stop - action.start if action is not None else 0
+        return self.expanded(unit, [Found(lost=True)] * size)
 
-    def expansion_failed(self, unit: int) -> list[Action]:
-        """Answer an `Expand`: the stage failed on this item."""
-        action = self._answer_expand(unit)
-        actions: list[Action] = []
-        self.tallies[action.stage].failed += 1
-        self._source_failures += 1
-        self._close_item(actions, action)
-        self._judge()
-        return self._fill(actions)
-
-    def expansion_not_run(self, unit: int) -> list[Action]:
-        """Answer an `Expand`: it was not begun, because the run had been stopped."""
-        action = self._answer_expand(unit)
-        actions: list[Action] = []
-        self.tallies[action.stage].not_run += 1
-        self._close_item(actions, action)
-        return self._fill(actions)
-
-    def processed(self, unit: int, *, failed: int = 0, not_run: int = 0) -> list[Action]:
+    def processed(
+        self, unit: int, *, failed: int = 0, not_run: int = 0, seconds: float = 0.0
+    ) -> list[Action]:
         """Answer a `Process`: so many of its items failed or were not run, the rest is done."""
         action = self._answer_process(unit)
         size = action.stop - action.start
@@ -247,8 +313,9 @@ class Evolution:
         tally.done += done
         tally.failed += failed
         tally.not_run += not_run
+        self._durations[self._last].add(done + failed, seconds)
         actions: list[Action] = []
-        self._close(actions, action.parent, size)
+        self._close(actions, (action.parent, action.offset), size)
         if failed:
             self._judge()
         return self._fill(actions)
@@ -259,34 +326,27 @@ class Evolution:
             return []
         self.stopped = reason
         actions: list[Action] = []
-        # Deepest first: closing an inner node may close its parents with it.
+        # Deepest first: closing an inner list may close its parents with it.
         for stage in range(self._last, 0, -1):
             queue = self._waiting[stage]
             while queue:
-                unit = queue.popleft()
-                node = self._nodes[unit]
-                left = node.size - node.cursor
-                node.cursor = node.size
+                identity = queue.popleft()
+                entry = self._lists[identity]
+                left = entry.size - entry.cursor
+                entry.cursor = entry.size
                 self._waiting_items -= left
                 self.tallies[stage].not_run += left
-                self._close(actions, unit, left)
+                self._close(actions, identity, left)
         return actions
 
     # -- inside -----------------------------------------------------------------------------
-
-    def _answer_pull(self) -> None:
-        if not self._pulling:
-            raise IllegalEvent("a source was reported though none had been asked for")
-        self._pulling = False
-        self._flying -= 1
-        self._expanding -= 1
 
     def _answer_expand(self, unit: int) -> Expand:
         action = self._units.pop(unit, None)
         if not isinstance(action, Expand):
             raise IllegalEvent(f"unit {unit} was answered as an Expand, in flight is {action!r}")
-        self._flying -= 1
-        self._expanding -= 1
+        self._flying -= action.stop - action.start
+        self._expanding -= action.stop - action.start
         return action
 
     def _answer_process(self, unit: int) -> Process:
@@ -296,38 +356,67 @@ class Evolution:
         self._flying -= action.stop - action.start
         return action
 
-    def _expand(
-        self, actions: list[Action], *, stage: int, source: int, parent: int, position: int
+    def _open_list(
+        self,
+        unit: int,
+        offset: int,
+        stage: int,
+        source: int,
+        parent: ListId | None,
+        found: Found,
     ) -> None:
-        action = Expand(self._next_unit, stage, source, parent, position)
+        left = found.size - found.ended
+        if not left:
+            return
+        self._lists[unit, offset] = _List(stage, source, parent, found.size, found.ended, left)
+        self._lists_of[unit] = self._lists_of.get(unit, 0) + 1
+        self._waiting[stage].append((unit, offset))
+        self._waiting_items += left
+
+    def _expand(
+        self,
+        actions: list[Action],
+        stage: int,
+        source: int,
+        parent: ListId | None,
+        start: int,
+        stop: int,
+    ) -> None:
+        inline = 0
+        if self._batch is None and stage + 1 == self._last:
+            inline = inline_items(self._durations[self._last].mean_s)
+        unit, offset = parent or (-1, 0)
+        action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline)
         self._next_unit += 1
         self._units[action.unit] = action
-        self._flying += 1
-        self._expanding += 1
+        self._flying += stop - start
+        self._expanding += stop - start
         actions.append(action)
 
-    def _close_item(self, actions: list[Action], action: Expand) -> None:
+    def _close_item(self, actions: list[Action], source: int, parent: ListId | None) -> None:
         """One item of an expanding stage has ended, with nothing left below it."""
-        if action.parent < 0:
-            self._open_sources -= 1
-            actions.append(SourceDone(action.source))
+        if parent is None:
+            actions.append(SourceDone(source))
         else:
-            self._close(actions, action.parent, 1)
+            self._close(actions, parent, 1)
 
-    def _close(self, actions: list[Action], unit: int, items: int) -> None:
-        """Some items of a node have ended; close what is complete, upwards."""
-        while True:
-            node = self._nodes[unit]
-            node.open -= items
-            if node.open:
+    def _close(self, actions: list[Action], identity: ListId, items: int) -> None:
+        """Some items of a list have ended; close what is complete, upwards."""
+        parent: ListId | None = identity
+        while parent is not None:
+            identity = parent
+            entry = self._lists[identity]
+            entry.open -= items
+            if entry.open:
                 return
-            del self._nodes[unit]
-            actions.append(Release(unit))
-            if node.parent < 0:
-                self._open_sources -= 1
-                actions.append(SourceDone(node.source))
-                return
-            unit, items = node.parent, 1
+            del self._lists[identity]
+            unit = identity[0]
+            self._lists_of[unit] -= 1
+            if not self._lists_of[unit]:
+                del self._lists_of[unit]
+                actions.append(Release(unit))
+            parent, items = entry.parent, 1
+        actions.append(SourceDone(entry.source))
 
     def _judge(self) -> None:
         # `stop` empties the queues; its actions must not be lost, so _fill delivers them.
@@ -338,16 +427,18 @@ class Evolution:
         """Whether items of an expanding stage wait."""
         return any(self._waiting[stage] for stage in range(1, self._last))
 
-    def _may_expand(self) -> bool:
-        if not self._expanding:
-            return self._waiting_items <= self._buffered
-        expected = (
-            -(-self._fan_out_total // self._expanded_once)
-            if self._expanded_once
-            else UNKNOWN_FAN_OUT
-        )
-        coming = (self._expanding + 1) * max(1, expected)
-        return self._waiting_items + coming <= self._buffered
+    def _room(self) -> int:
+        """Items that may still be submitted."""
+        if self._window.in_flight is not None:
+            return self._window.in_flight - self._flying
+        free = self._window.units - len(self._units) - bool(self._pulling)
+        return LARGEST_UNIT if free > 0 else 0
+
+    def _fan_out(self) -> int:
+        """Items that an expansion is expected to give."""
+        if not self._expanded:
+            return UNKNOWN_FAN_OUT
+        return max(1, -(-self._fan_out_total // self._expanded))
 
     def _fill(self, actions: list[Action]) -> list[Action]:
         """Use the room in the window, by the rules at the top of this file."""
@@ -356,59 +447,94 @@ class Evolution:
             actions += self.stop(why)
         if self.stopped is not None:
             return actions
-        while (room := self._in_flight - self._flying) > 0:
+        two_places = (self._window.in_flight or self._window.units) > 1
+        while (room := self._room()) > 0:
             leaves = self._waiting[self._last]
-            keep_expanding = self._in_flight > 1 and not self._expanding
-            if (keep_expanding or not leaves) and self._start_expansion(actions):
+            keep_expanding = two_places and not self._expanding
+            if (keep_expanding or not leaves) and self._start_expansion(actions, room):
                 continue
             if not leaves or not self._process(actions, leaves, room):
                 break
         return actions
 
-    def _process(self, actions: list[Action], leaves: deque[int], room: int) -> bool:
+    def _ceiling(self) -> int:
+        """Largest unit that leaves something for every thread."""
+        if self._window.in_flight is None:
+            return LARGEST_UNIT
+        return max(1, self._window.in_flight // (2 * max(1, self._window.threads)))
+
+    def _process(self, actions: list[Action], leaves: deque[ListId], room: int) -> bool:
         """Submit the next batch; False if it has to wait for room, so that it stays whole."""
-        unit = leaves[0]
-        node = self._nodes[unit]
-        start = node.cursor
-        size = min(self._batch, node.size - start, self._in_flight)
+        identity = leaves[0]
+        entry = self._lists[identity]
+        start = entry.cursor
+        if self._batch is None:
+            mean_s = self._durations[self._last].mean_s
+            threads = self._window.threads
+            size = unit_size(mean_s, self._waiting_items, threads, self._ceiling())
+        else:
+            size = min(self._batch, self._window.in_flight or self._batch)
+        size = min(size, entry.size - start)
         if size > room:
             return False
-        node.cursor = start + size
+        entry.cursor = start + size
         self._waiting_items -= size
-        if node.cursor == node.size:
+        if entry.cursor == entry.size:
             leaves.popleft()
-        action = Process(self._next_unit, self._last, node.source, unit, start, start + size)
+        unit, offset = identity
+        action = Process(
+            self._next_unit, self._last, entry.source, unit, offset, start, start + size
+        )
         self._next_unit += 1
         self._units[action.unit] = action
         self._flying += size
         actions.append(action)
         return True
 
-    def _start_expansion(self, actions: list[Action]) -> bool:
-        """Expand the deepest item that waits, or ask for a source; False if neither may be."""
-        may_expand = self._may_expand()
-        # Inner items above the bound can only become fewer by being expanded: one at a time.
-        if not may_expand and (self._expanding or self._waiting[self._last]):
-            return False
+    def _start_expansion(self, actions: list[Action], room: int) -> bool:
+        """Expand the deepest items that wait, or ask for sources; False if neither may be."""
+        free = self._buffered - self._waiting_items
+        fits = free // self._fan_out() - self._expanding  # more of them would not fit
+        alone = not self._expanding
+        may = fits if not alone else max(1 if free >= 0 else 0, fits)
         for stage in range(self._last - 1, 0, -1):
             queue = self._waiting[stage]
             if queue:
-                unit = queue[0]
-                node = self._nodes[unit]
-                position = node.cursor
-                node.cursor += 1
+                # Inner items above the bound can only become fewer by being expanded.
+                if may < 1 and (not alone or self._waiting[self._last]):
+                    return False
+                identity = queue[0]
+                entry = self._lists[identity]
+                start = entry.cursor
+                entry.cursor += 1
                 self._waiting_items -= 1
-                if node.cursor == node.size:
+                if entry.cursor == entry.size:
                     queue.popleft()
-                self._expand(
-                    actions, stage=stage, source=node.source, parent=unit, position=position
-                )
+                self._expand(actions, stage, entry.source, identity, start, start + 1)
                 return True
-        if not may_expand or self._sources_ended or self._pulling:
+        if may < 1 or self._sources_ended or self._pulling:
             return False
-        # The place of the expansion to come is taken now, so that nothing else fills it.
-        self._pulling = True
-        self._flying += 1
-        self._expanding += 1
-        actions.append(Pull())
+        # The places of the expansions to come are taken now, so that nothing else fills them.
+        count = min(self._group(), may, room)
+        self._pulling = count
+        self._flying += count
+        self._expanding += count
+        actions.append(Pull(count))
         return True
+
+    def _group(self) -> int:
+        """How many sources go into the next unit."""
+        if self._batch is not None or self._last != 1:
+            return 1
+        parse_s = self._durations[0].mean_s
+        item_s = self._durations[self._last].mean_s
+        if parse_s is None:
+            return 1
+        # A source whose items are worked on elsewhere costs the unit its parse alone.
+        fan_out = self._fan_out()
+        here_s = fan_out * item_s if item_s is not None and fan_out <= inline_items(item_s) else 0.0
+        left = None
+        if self._sources_known is not None:
+            left = max(1, self._sources_known - self.tallies[0].discovered)
+        ceiling = min(LARGEST_GROUP, self._ceiling())
+        return unit_size(parse_s + here_s, left, self._window.threads, ceiling)

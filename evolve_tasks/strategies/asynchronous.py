@@ -68,16 +68,17 @@ class _Sources:
         todo = deque(actions)
         while todo:
             match todo.popleft():
-                case Pull():
-                    todo.extend(self._run.pull())
+                case Pull(most):
+                    todo.extend(self._run.pull(most))
                 case Expand() as action:
                     self._start(self._live(action))
                 case Process() as action:
                     self._granted[action.parent].put_nowait(action)
-                case Release(node):
-                    if granted := self._granted.pop(node, None):
+                case Release(unit):
+                    if granted := self._granted.pop(unit, None):
                         granted.put_nowait(None)
-                    self._submitter.release(node)
+                    self._run.released(unit)
+                    self._submitter.release(unit)
                 case SourceDone(source):
                     self._run.source_done(source)
 
@@ -89,13 +90,12 @@ class _Sources:
             self._answers.put_nowait((unit, call))
             return
         answer = await self._answer(unit, self._submitter.expand(unit, call))
+        if isinstance(answer, Measure):
+            self._submitter.measured(unit, answer)
         granted: asyncio.Queue[Process | None] = asyncio.Queue()
-        if isinstance(answer, Measure) and answer.size:
-            self._granted[unit] = granted
-            self._answers.put_nowait((unit, answer))
-        else:
-            self._answers.put_nowait((unit, answer))
-            return
+        # The core answers with what may be granted, and at last that there is no more.
+        self._granted[unit] = granted
+        self._answers.put_nowait((unit, answer))
         while (batch := await granted.get()) is not None:
             self._start(self._work_on(batch))
 

@@ -23,8 +23,8 @@ class Carrier(Protocol):
         """Begin a batch."""
         ...
 
-    def release(self, node: int) -> None:
-        """Forget the items of a node."""
+    def release(self, unit: int) -> None:
+        """Forget the lists that a unit gave."""
         ...
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
@@ -76,8 +76,8 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
     refused: list[tuple[int, Answer]] = []
     while todo:
         match todo.popleft():
-            case Pull():
-                todo.extend(run.pull())
+            case Pull(most):
+                todo.extend(run.pull(most))
             case Expand() as action:
                 call = run.expand_call(action)
                 if isinstance(call, Lost):
@@ -86,8 +86,9 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
                     carrier.expand(action.unit, call)
             case Process() as action:
                 carrier.process(action, run.process_call(action))
-            case Release(node):
-                carrier.release(node)
+            case Release(unit):
+                run.released(unit)
+                carrier.release(unit)
             case SourceDone(source):
                 run.source_done(source)
     return refused

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
+from evolve_tasks.core.evolution import Window
 from evolve_tasks.evolving import EvolvingRun, failure_budget
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.strategies.submitting import FutureCarrier, Submitter
@@ -31,50 +32,58 @@ class Shares:
     items: int
 
 
-def shares(in_flight: int | None, threads: int, batch: int) -> Shares:
-    """Divide the window between sources.
-
-    With a bound that the user gave, sources x items never exceeds it. Without one, each
-    source may fill the cluster: the last one left then still uses every thread.
+def shares(in_flight: int | None, threads: int) -> Shares | None:
+    """Divide a window that the user gave between sources: sources x items never exceeds it.
 
     Args:
-        in_flight: the bound that was given.
+        in_flight: the bound that was given; without one each source may fill the cluster, so
+            that the last one left still uses every thread.
         threads: worker threads of the cluster.
-        batch: items in one Dask task.
+
+    Returns:
+        The shares; `None` where nothing is bounded.
 
     Example:
-        >>> shares(in_flight=12, threads=4, batch=1)
-        Shares(sources=8, items=1)
+        >>> shares(in_flight=12, threads=2)
+        Shares(sources=4, items=3)
     """
     if in_flight is None:
-        return Shares(sources=max(16, 4 * threads), items=max(4, 2 * threads) * batch)
+        return None
     # A source that rejoins or waits for its parse leaves its share idle: more sources than
     # threads keep the threads busy, fewer leave each of them enough items.
-    sources = max(1, min(in_flight // batch, 2 * threads))
+    sources = max(1, min(in_flight, 2 * threads))
     return Shares(sources=sources, items=in_flight // sources)
 
 
 def run_nested(
-    run: EvolvingRun, submitter: Submitter, *, items: int, batch: int
+    run: EvolvingRun, submitter: Submitter, share: Shares | None, threads: int
 ) -> Generator[Portion, None, None]:
     """Submit sources as tasks that submit their items."""
-    return drive(run, _NestedCarrier(run, submitter, items=items, batch=batch))
+    return drive(run, _NestedCarrier(run, submitter, share, threads))
 
 
 class _NestedCarrier(FutureCarrier):
-    def __init__(self, run: EvolvingRun, submitter: Submitter, *, items: int, batch: int) -> None:
+    def __init__(
+        self, run: EvolvingRun, submitter: Submitter, share: Shares | None, threads: int
+    ) -> None:
         super().__init__(submitter)
         self._run = run
-        self._items = items
-        self._batch = batch
+        self._share = share
+        self._threads = threads
         self._budget = _within_source(failure_budget(run.options.on_failure))
 
     def expand(self, unit: int, call: ExpandCall) -> None:
+        ledger, threads = self._run.ledger, self._threads
         nested = NestedCall(
             expand=call,
-            in_flight=self._items,
-            batch=self._batch,
-            allowance=self._run.item_allowance(),
+            window=Window(
+                in_flight=None if self._share is None else self._share.items * len(call.sources),
+                units=max(4, 2 * threads),
+                threads=threads,
+            ),
+            batch=self._run.options.batch_size,
+            allowance=ledger.item_allowance,
+            in_units=ledger.in_units,
             budget=self._budget,
         )
         self.ended.add(unit, self.submitter.nested(unit, nested))

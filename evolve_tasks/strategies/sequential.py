@@ -40,21 +40,20 @@ class _InTurn:
     def expand(self, unit: int, call: ExpandCall) -> None:
         def answer() -> Answer:
             expansion = self._runtime.expand(call)
-            if expansion.failure is None and len(expansion.items):
-                self._expansions[unit] = expansion
+            self._expansions[unit] = expansion
             return measure(expansion)
 
         self._due.append((unit, answer))
 
     def process(self, action: Process, call: ProcessCall) -> None:
         def answer() -> Answer:
-            items = self._expansions[action.parent].items
+            items = self._expansions[action.parent].lists[action.offset]
             return self._runtime.process(call, items[call.start : call.stop])
 
         self._due.append((action.unit, answer))
 
-    def release(self, node: int) -> None:
-        self._expansions.pop(node, None)
+    def release(self, unit: int) -> None:
+        self._expansions.pop(unit, None)
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
         unit, answer = self._due.popleft()

@@ -15,8 +15,8 @@ from evolve_tasks.errors import ClusterLost, InvalidInput
 from evolve_tasks.evolving import Answer, Lost
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers import units
-from evolve_tasks.workers.calls import ExpandCall, ProcessCall, RunSpec
-from evolve_tasks.workers.nested import NestedCall, run_source
+from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall, RunSpec
+from evolve_tasks.workers.nested import NestedCall, run_sources
 from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, PROCESS
 from evolve_tasks.workers.transport import Packed
@@ -24,6 +24,11 @@ from evolve_tasks.workers.transport import Packed
 # How long a run that is left early waits for what is already running. Prefect gives a
 # cancelled flow 30 s by default before it kills it; this leaves most of that.
 ABANDON_S = 5.0
+
+
+# A list that is so many times as long as a batch of it does not travel as a whole: cutting the
+# batch out costs a Dask task of its own, about a millisecond.
+LONG = 4
 
 
 class Submitter:
@@ -44,6 +49,7 @@ class Submitter:
         self._stages = spec.stages
         self._spec = spec
         self._expansions: dict[int, Future[Any]] = {}
+        self._sizes: dict[int, int] = {}
         self._stopped = False
 
     def open(self) -> None:
@@ -85,24 +91,40 @@ class Submitter:
 
     def process(self, action: Process, call: ProcessCall) -> Future[Any]:
         """Submit a batch of a list that stays on the workers."""
+        found = self._expansions[action.parent]
+        if self._sizes.get(action.parent, 0) >= LONG * (call.stop - call.start):
+            # Wherever the batch runs, it gets its slice alone.
+            found = self.client.submit(
+                units.cut,
+                found,
+                call,
+                key=(f"cut-{self._run}", action.unit),
+                priority=MEASURE,
+                pure=False,
+            )
         return self._submit(
             self._stages[call.stage],
             action.unit,
             units.process,
             self._run,
             call,
-            self._expansions[action.parent],
+            found,
             priority=PROCESS,
         )
+
+    def measured(self, unit: int, measure: Measure) -> None:
+        """Note how much stays on the workers."""
+        self._sizes[unit] = sum(end.size - end.ended for end in measure.ends)
 
     def nested(self, unit: int, call: NestedCall) -> Future[Any]:
         """Submit a source as one task that submits its items itself."""
         stage = self._stages[call.expand.stage]
-        return self._submit(stage, unit, run_source, self._run, call, priority=EXPAND)
+        return self._submit(stage, unit, run_sources, self._run, call, priority=EXPAND)
 
-    def release(self, node: int) -> None:
-        """Let the workers forget the items of a node."""
-        future = self._expansions.pop(node, None)
+    def release(self, unit: int) -> None:
+        """Let the workers forget the lists that a unit gave."""
+        self._sizes.pop(unit, None)
+        future = self._expansions.pop(unit, None)
         if future is not None:
             future.release()
 
@@ -206,13 +228,17 @@ class FutureCarrier:
     def process(self, action: Process, call: ProcessCall) -> None:
         self.ended.add(action.unit, self.submitter.process(action, call))
 
-    def release(self, node: int) -> None:
-        self.submitter.release(node)
+    def release(self, unit: int) -> None:
+        self.submitter.release(unit)
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
         ended = self.ended.wait()
-        answers = self.submitter.take([future for _, future in ended])
-        return [(unit, answer) for (unit, _), answer in zip(ended, answers, strict=True)]
+        taken = self.submitter.take([future for _, future in ended])
+        answers = [(unit, answer) for (unit, _), answer in zip(ended, taken, strict=True)]
+        for unit, answer in answers:
+            if isinstance(answer, Measure):
+                self.submitter.measured(unit, answer)
+        return answers
 
     def stop(self) -> None:
         self.submitter.stop()

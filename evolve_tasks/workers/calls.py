@@ -22,6 +22,7 @@ class RunSpec:
         stages: the stages.
         context: Prefect's run context as `serialize_context()` gives it.
         failures_recorded: an item that fails gets a task run even where items have none.
+        fail_fast: a unit ends at its first failure.
         terminal_pid: process that shows progress on its terminal, if one does.
     """
 
@@ -29,54 +30,83 @@ class RunSpec:
     stages: tuple[Stage, ...]
     context: dict[str, Any]
     failures_recorded: bool
+    fail_fast: bool = False
     terminal_pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCall:
+    """One source of an `ExpandCall`.
+
+    Args:
+        position: its position among the sources.
+        label: its short name.
+        run_id: id of the task run that records it alone, and name space of its items' ids.
+    """
+
+    position: int
+    label: str
+    run_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What of a unit Prefect sees.
+
+    Args:
+        each: each of its sources or items is a task run.
+        unit: id of the task run that the unit is as a whole; `None` if it is none.
+        upstream: the task run that gave its input, if it was recorded.
+    """
+
+    each: bool = False
+    unit: UUID | None = None
+    upstream: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExpandCall:
-    """Run an expanding stage on one source.
+    """Run an expanding stage on some sources.
 
     Args:
         stage: position of the stage.
-        index: positions from the source down.
-        label: short name of the source.
-        run_id: id of the task run that records it, and name space of its items' ids.
-        item: the source.
+        sources: what is to be known of each.
+        items: the sources themselves, as a packed list.
+        inline: a list of at most so many items is worked on where it is found.
+        recording: what Prefect sees of it.
     """
 
     stage: int
-    index: tuple[int, ...]
-    label: str
-    run_id: UUID
-    item: Packed
+    sources: tuple[SourceCall, ...]
+    items: Packed
+    inline: int
+    recording: Recording
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessCall:
-    """Run the last stage on consecutive items.
+    """Run the last stage on consecutive items of a source.
 
     Args:
         stage: position of the stage.
-        parent: positions of the list that the items are from.
+        source: the source that the items are from.
+        offset: which of its unit's lists they are in.
         start: position of the first item in that list.
         stop: position after the last one.
-        label: short name of the source.
-        parent_run_id: id of the task run that gave the items.
-        recorded: each item is a Prefect task run.
+        recording: what Prefect sees of it.
     """
 
     stage: int
-    parent: tuple[int, ...]
+    source: SourceCall
+    offset: int
     start: int
     stop: int
-    label: str
-    parent_run_id: UUID
-    recorded: bool
+    recording: Recording
 
 
-def item_run_id(parent_run_id: UUID, position: int) -> UUID:
+def item_run_id(source_run_id: UUID, position: int) -> UUID:
     """Id of an item's task run: the same when the item is run again after a worker died."""
-    return uuid5(parent_run_id, str(position))
+    return uuid5(source_run_id, str(position))
 
 
 @dataclass(slots=True)
@@ -90,29 +120,77 @@ class Span:
 
 
 @dataclass(slots=True)
-class Expansion:
-    """What an expanding stage gave. It stays on the worker; the flow sees `Measure` only."""
+class SourceEnd:
+    """How the expansion of one source ended.
 
-    items: Any = ()
+    Args:
+        size: items that it gave.
+        failure: why it gave none, if it failed.
+        skipped: it was not begun, because the run had been stopped.
+        ended: its first items that were worked on where they were found.
+        failures: those of them that failed.
+        not_run: those of them that were not begun.
+        recorded: positions of those that have a task run.
+        has_run: the source has a task run of its own.
+    """
+
+    size: int = 0
     failure: Failure | None = None
-    not_run: bool = False
-    recorded: bool = False
-    span: Span = field(default_factory=Span)
+    skipped: bool = False
+    ended: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    not_run: int = 0
+    recorded: list[int] = field(default_factory=list)
+    has_run: bool = False
+
+
+@dataclass(slots=True)
+class Measure:
+    """What the flow learns of an expansion: how many items, or why there are none.
+
+    Args:
+        ends: how each source ended.
+        values: packed; for each source the results of its items that were worked on already.
+        parse_s: seconds that expanding took.
+        inline_s: seconds that the items took.
+        recorded: the unit was a task run.
+        span: when and where it ran.
+    """
+
+    ends: list[SourceEnd]
+    values: Packed
+    parse_s: float
+    inline_s: float
+    recorded: bool
+    span: Span
+
+
+@dataclass(slots=True)
+class Expansion:
+    """What an expanding unit gave. It stays on the worker; the flow sees `measure` only.
+
+    Args:
+        lists: the items of each source; empty where nothing is left to do with them.
+        measure: what the flow is told.
+    """
+
+    lists: list[Any]
+    measure: Measure
+
+    def __sizeof__(self) -> int:
+        """What Dask's memory accounting should see."""
+        return sum(int(sizeof(items)) for items in self.lists) + len(self.measure.values.payload)
+
+
+@dataclass(slots=True)
+class Slice:
+    """Some items of a list, cut out where the list is."""
+
+    items: Any
 
     def __sizeof__(self) -> int:
         """What Dask's memory accounting should see."""
         return int(sizeof(self.items))
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What the flow learns of an expansion: how many items, or why there are none."""
-
-    size: int
-    failure: Failure | None
-    not_run: bool
-    recorded: bool
-    span: Span
 
 
 @dataclass(slots=True)
@@ -124,6 +202,8 @@ class BatchResult:
         failures: those that failed, in order.
         not_run: items at its end that were not begun, because the run had been stopped.
         recorded: positions of the items that have a task run.
+        unit_recorded: the batch was a task run.
+        worked_s: seconds that its items took, without what surrounds them.
         span: when and where it ran.
     """
 
@@ -131,12 +211,25 @@ class BatchResult:
     failures: list[Failure]
     not_run: int
     recorded: list[int]
+    unit_recorded: bool
+    worked_s: float
     span: Span
 
 
 @dataclass(slots=True)
-class SourceResult:
-    """How a source ended that was worked on in one piece (`nested`)."""
+class NestedBatch:
+    """A batch that a nested unit had worked on."""
+
+    offset: int
+    start: int
+    stop: int
+    run_id: UUID | None
+    result: BatchResult
+
+
+@dataclass(slots=True)
+class NestedResult:
+    """How sources ended that were worked on in one piece (`nested`)."""
 
     measure: Measure
-    batches: list[tuple[int, int, BatchResult]] = field(default_factory=list)
+    batches: list[NestedBatch] = field(default_factory=list)

@@ -3,56 +3,60 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, get_client
 
-from evolve_tasks.core.actions import Action, Expand, Process, Pull
+from evolve_tasks.core.actions import Action, Found, Process
 from evolve_tasks.core.budget import FailureBudget
-from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.core.evolution import Evolution, Window
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
     BatchResult,
     ExpandCall,
     Expansion,
+    NestedBatch,
+    NestedResult,
     ProcessCall,
-    SourceResult,
+    Recording,
     Span,
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.priorities import PROCESS
 from evolve_tasks.workers.seceding import seceded
-from evolve_tasks.workers.transport import Packed
+from evolve_tasks.workers.transport import NOTHING, Packed
 
 
 @dataclass(frozen=True, slots=True)
 class NestedCall:
-    """Work on a source, items and all.
+    """Work on sources, items and all.
 
     Args:
-        expand: the source.
-        in_flight: items of this source that may be in flight.
-        batch: items in one Dask task.
+        expand: the sources.
+        window: how much of their items may be in flight.
+        batch: items in one Dask task; `None` where durations decide.
         allowance: items that may have a task run of their own.
-        budget: the failure policy within this source.
+        in_units: batches beyond it are task runs as a whole.
+        budget: the failure policy within these sources.
     """
 
     expand: ExpandCall
-    in_flight: int
-    batch: int
+    window: Window
+    batch: int | None
     allowance: int
+    in_units: bool
     budget: FailureBudget
 
 
-def run_source(run: str, call: NestedCall) -> SourceResult:
-    """Run a source as a Dask task that submits Dask tasks."""
+def run_sources(run: str, call: NestedCall) -> NestedResult:
+    """Run sources as a Dask task that submits Dask tasks."""
     expansion = runtime_of(run).expand(call.expand)
-    result = SourceResult(units.measure(expansion))
-    if result.measure.size:
+    result = NestedResult(expansion.measure)
+    if any(end.size > end.ended for end in expansion.measure.ends):
         # The worker's own client: shared by all tasks on it, and closed with it.
         children = _Children(get_client(), run, call, expansion)
         with seceded():
@@ -70,65 +74,74 @@ class _Children:
         # A parent that runs again after its worker died must not meet its old children.
         self._attempt = uuid4().hex[:8]
         self._allowance = call.allowance
-        self._ended: SimpleQueue[tuple[Process, Future[Any]]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[Process, ProcessCall, Future[Any]]] = SimpleQueue()
 
-    def run(self) -> list[tuple[int, int, BatchResult]]:
-        batches: list[tuple[int, int, BatchResult]] = []
+    def run(self) -> list[NestedBatch]:
+        batches: list[NestedBatch] = []
         call = self._call
         core = Evolution(
             stages=2,
-            in_flight=call.in_flight,
-            buffered=len(self._expansion.items) + 1,
+            window=call.window,
+            buffered=1,  # nothing is expanded here
             batch=call.batch,
             budget=call.budget,
         )
-        todo: deque[Action] = deque(core.begin())
+        ends = self._expansion.measure.ends
+        todo: deque[Action] = deque(core.adopt([Found(end.size, end.ended) for end in ends]))
         while True:
             while todo:
-                match todo.popleft():
-                    case Pull():
-                        arrived = core.sources == 0
-                        todo += core.source_arrived() if arrived else core.sources_ended()
-                    case Expand(unit=unit):
-                        todo += core.expanded(unit, len(self._expansion.items))
-                    case Process() as action:
-                        self._submit(action)
-                    case _:
-                        pass  # the flow releases this source as a whole
+                if isinstance(action := todo.popleft(), Process):
+                    self._submit(action)
             if core.finished:
                 return batches
-            action, future = self._ended.get()
+            action, sent, future = self._ended.get()
             batch = self._take(action, future)
             if batch.not_run:
                 core.stop("the run was stopped")
-            batches.append((action.start, action.stop, batch))
-            todo += core.processed(action.unit, failed=len(batch.failures), not_run=batch.not_run)
+            batches.append(
+                NestedBatch(action.offset, action.start, action.stop, sent.recording.unit, batch)
+            )
+            todo += core.processed(
+                action.unit,
+                failed=len(batch.failures),
+                not_run=batch.not_run,
+                seconds=batch.worked_s,
+            )
 
     def _submit(self, action: Process) -> None:
         size = action.stop - action.start
-        recorded = self._allowance >= size
-        self._allowance -= size if recorded else 0
-        expand = self._call.expand
+        expand, is_task = self._call.expand, self._stage.task is not None
+        each = is_task and self._allowance >= size
+        self._allowance -= size if each else 0
+        source = expand.sources[action.offset]
         call = ProcessCall(
             stage=self._stage.position,
-            parent=expand.index,
+            source=source,
+            offset=action.offset,
             start=action.start,
             stop=action.stop,
-            label=expand.label,
-            parent_run_id=expand.run_id,
-            recorded=recorded,
+            recording=Recording(
+                each=each,
+                unit=uuid4() if self._call.in_units and not each else None,
+                upstream=expand.recording.unit or source.run_id,
+            ),
         )
-        items = self._expansion.items[action.start : action.stop]
+        items = self._expansion.lists[action.offset][action.start : action.stop]
         future = self._client.submit(
             units.process_items,
             self._run,
             call,
             Packed.of(items),
-            key=(f"{self._stage.name}-{self._run}", *expand.index, action.start, self._attempt),
+            key=(
+                f"{self._stage.name}-{self._run}",
+                source.position,
+                action.start,
+                self._attempt,
+            ),
             priority=PROCESS,
             pure=False,
         )
-        future.add_done_callback(lambda ended: self._ended.put((action, ended)))
+        future.add_done_callback(lambda ended: self._ended.put((action, call, ended)))
 
     def _take(self, action: Process, future: Future[Any]) -> BatchResult:
         try:
@@ -140,20 +153,16 @@ class _Children:
             future.release()
 
     def _lost(self, action: Process, error: BaseException) -> BatchResult:
-        from dataclasses import replace
-
         crashed = isinstance(error, KilledWorker)
-        items: Any = self._expansion.items
+        position = self._call.expand.sources[action.offset].position
+        items: Any = self._expansion.lists[action.offset]
         failures = [
             replace(
                 failure_from(
-                    error,
-                    stage=self._stage.name,
-                    index=(*self._call.expand.index, position),
-                    item=items[position],
+                    error, stage=self._stage.name, index=(position, item), item=items[item]
                 ),
                 crashed=crashed,
             )
-            for position in range(action.start, action.stop)
+            for item in range(action.start, action.stop)
         ]
-        return BatchResult(Packed.of([]), failures, 0, [], Span())
+        return BatchResult(NOTHING, failures, 0, [], False, 0.0, Span())

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
+from distributed.protocol.pickle import dumps
 from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
@@ -28,8 +29,12 @@ from evolve_tasks.workers.calls import (
     BatchResult,
     ExpandCall,
     Expansion,
+    Measure,
     ProcessCall,
+    Recording,
     RunSpec,
+    SourceCall,
+    SourceEnd,
     Span,
     item_run_id,
 )
@@ -38,11 +43,17 @@ from evolve_tasks.workers.task_runs import (
     needs_engine,
     new_task_run,
     record_failure,
+    run_as_unit,
     run_coroutine,
     run_recorded,
     run_unrecorded,
 )
-from evolve_tasks.workers.transport import Packed, Unpicklable, require_picklable
+from evolve_tasks.workers.transport import (
+    NOTHING,
+    Packed,
+    Unpicklable,
+    require_picklable,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,6 +71,17 @@ class _Ran:
     value: Any = None
     error: BaseException | None = None
     attempts: int = 1
+
+
+@dataclass(slots=True)
+class _Expanded:
+    """How one source ended; `ran` is `None` if it was not begun."""
+
+    item: Any
+    ran: _Ran | None = None
+    parse_s: float = 0.0
+    worked_on: list[_Ran] | None = None
+    inline_s: float = 0.0
 
 
 class Runtime:
@@ -100,71 +122,203 @@ class Runtime:
         )
 
     def _expand(self, call: ExpandCall) -> Expansion:
-        if self.stopped():
-            return Expansion(not_run=True)
         bound = self._bound[call.stage]
         span = self._begin()
-        ran = _Ran()
-        item: Any = None
-        try:
-            item = call.item.value()
-            if bound.task is not None:
-                name = f"{bound.stage.name}[{call.label}]"
-                ran = _run(run_recorded, bound.task, item, run_id=call.run_id, name=name)
-            else:
-                ran = _call(bound.function, item)
-        except CAUGHT as error:
-            ran = _Ran(error=error)
+        ended = self._as_unit(bound, call.recording, unit_name(bound.stage, call), self._each)(call)
         span.ended = time.time()
-        recorded = bound.task is not None
-        if ran.error is not None:
-            failure = failure_from(
-                ran.error,
-                stage=bound.stage.name,
-                index=call.index,
-                item=item,
-                attempts=ran.attempts,
+        ends: list[SourceEnd] = []
+        lists: list[Any] = []
+        inline: list[tuple[SourceCall, list[_Ran], Any]] = []
+        for source, one in zip(call.sources, ended, strict=True):
+            end = SourceEnd(skipped=one.ran is None)
+            items: Any = ()
+            if one.ran is not None:
+                end.has_run = bound.task is not None and call.recording.each
+                if one.ran.error is None:
+                    end.size, items = len(one.ran.value), one.ran.value
+                else:
+                    end.failure = self._failed(bound, (source.position,), one.item, one.ran)
+                    if self._needs_own_run(bound, call.recording):
+                        error = one.ran.error
+                        self._record_failure(bound, source.run_id, source.label, None, error)
+                        end.has_run = True
+            if one.worked_on is not None:
+                inline.append((source, one.worked_on, items))
+                end.ended = len(items)
+                end.not_run = len(items) - len(one.worked_on)
+                items = ()
+            ends.append(end)
+            lists.append(items)
+        measure = Measure(
+            ends,
+            self._inline_values(call, ends, inline),
+            parse_s=sum(one.parse_s for one in ended),
+            inline_s=sum(one.inline_s for one in ended),
+            recorded=call.recording.unit is not None and bound.task is not None,
+            span=span,
+        )
+        return Expansion(lists, measure)
+
+    def _each(self, call: ExpandCall) -> list[_Expanded]:
+        """Expand each source, and work on short lists at once."""
+        bound = self._bound[call.stage]
+        here = self._bound[call.stage + 1] if call.inline else None
+        ended: list[_Expanded] = []
+        failed = False
+        for source, item in zip(call.sources, call.items.value(), strict=True):
+            if failed or self.stopped():
+                ended.append(_Expanded(item))
+                continue
+            name = f"{bound.stage.name}[{source.label}]"
+            one = _Expanded(item)
+            ended.append(one)
+            begun = time.perf_counter()
+            with _Unit(bound, call.recording, source.run_id, name) as unit:
+                one.ran = ran = unit.run(item, source.run_id, name)
+            one.parse_s = time.perf_counter() - begun
+            if ran.error is not None:
+                failed = self.spec.fail_fast
+            elif here is not None and 0 < len(ran.value) <= call.inline:
+                begun = time.perf_counter()
+                with _Unit(here, call.recording, source.run_id, name) as unit:
+                    one.worked_on = self._work_on(here, unit, source, ran.value, 0)
+                one.inline_s = time.perf_counter() - begun
+                failed = self.spec.fail_fast and any(
+                    ended.error is not None for ended in one.worked_on
+                )
+        return ended
+
+    def _inline_values(
+        self,
+        call: ExpandCall,
+        ends: list[SourceEnd],
+        inline: list[tuple[SourceCall, list[_Ran], Any]],
+    ) -> Packed:
+        if not inline:
+            return NOTHING
+        here = self._bound[call.stage + 1]
+        _refuse_unpicklable(here.stage.name, [ran for _, rans, _ in inline for ran in rans])
+        end_of = {source.position: end for source, end in zip(call.sources, ends, strict=True)}
+        values: dict[int, list[Any]] = {}
+        upstream = call.recording.unit
+        for source, rans, items in inline:
+            end = end_of[source.position]
+            end.failures, end.recorded = self._failures(
+                here, call.recording, source, upstream, rans, items, 0
             )
-            return Expansion(failure=failure, recorded=recorded, span=span)
-        return Expansion(items=ran.value, recorded=recorded, span=span)
+            values[source.position] = [ran.value for ran in rans if ran.error is None]
+        return Packed.of([values.get(source.position, []) for source in call.sources])
 
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
         bound = self._bound[call.stage]
         span = self._begin()
-        ended: list[_Ran] = []
-        with _UnitContext(bound, call) as unit:
-            for position, item in enumerate(items, call.start):
-                if self.stopped():
-                    break
-                ended.append(unit.run(item, position))
+        name = batch_name(bound.stage, call)
+
+        def body(call: ProcessCall) -> tuple[list[_Ran], float]:
+            log_run_id = call.recording.unit or call.recording.upstream or call.source.run_id
+            with _Unit(bound, call.recording, log_run_id, name) as unit:
+                begun = time.perf_counter()
+                ended = self._work_on(bound, unit, call.source, items, call.start)
+                return ended, time.perf_counter() - begun
+
+        ended, worked_s = self._as_unit(bound, call.recording, name, body)(call)
         span.ended = time.time()
-        values = _pack(bound.stage.name, ended)
+        _refuse_unpicklable(bound.stage.name, ended)
+        failures, recorded = self._failures(
+            bound,
+            call.recording,
+            call.source,
+            call.recording.upstream,
+            ended,
+            items,
+            call.start,
+        )
+        return BatchResult(
+            Packed.of([ran.value for ran in ended if ran.error is None]),
+            failures,
+            len(items) - len(ended),
+            recorded,
+            call.recording.unit is not None and bound.task is not None,
+            worked_s,
+            span,
+        )
+
+    def _work_on(
+        self, bound: _Bound, unit: _Unit, source: SourceCall, items: Sequence[Any], start: int
+    ) -> list[_Ran]:
+        """Run the last stage on each item, until the run is stopped."""
+        ended: list[_Ran] = []
+        for position, item in enumerate(items, start):
+            if self.stopped():
+                break
+            name = item_name(bound.stage, source, position)
+            ran = unit.run(item, item_run_id(source.run_id, position), name)
+            ended.append(ran)
+            if ran.error is not None and self.spec.fail_fast:
+                break
+        return ended
+
+    def _as_unit(
+        self, bound: _Bound, recording: Recording, name: str, body: Callable[P, R]
+    ) -> Callable[P, R]:
+        """Let a unit run as one task run, where it is recorded as such."""
+        if recording.unit is None or bound.task is None:
+            return body
+        task, run_id = bound.task, recording.unit
+
+        def recorded(*arguments: P.args, **keywords: P.kwargs) -> R:
+            return run_as_unit(
+                task,
+                run_id=run_id,
+                name=name,
+                upstream=recording.upstream,
+                body=partial(body, *arguments, **keywords),
+            )
+
+        return recorded
+
+    def _failures(
+        self,
+        bound: _Bound,
+        recording: Recording,
+        source: SourceCall,
+        upstream: UUID | None,
+        ended: Sequence[_Ran],
+        items: Sequence[Any],
+        start: int,
+    ) -> tuple[list[Failure], list[int]]:
+        """Describe the items that failed; give those that have a task run, too."""
         failures: list[Failure] = []
         recorded: list[int] = []
-        for position, (ran, item) in enumerate(zip(ended, items, strict=False), call.start):
-            if ran.error is not None:
-                failures.append(
-                    failure_from(
-                        ran.error,
-                        stage=bound.stage.name,
-                        index=(*call.parent, position),
-                        item=item,
-                        attempts=ran.attempts,
-                    )
-                )
-            if bound.task is not None:
-                if call.recorded:
-                    recorded.append(position)
-                elif ran.error is not None and self.spec.failures_recorded:
-                    record_failure(
-                        bound.task,
-                        run_id=item_run_id(call.parent_run_id, position),
-                        name=item_name(bound.stage, call, position),
-                        upstream=call.parent_run_id,
-                        error=ran.error,
-                    )
-                    recorded.append(position)
-        return BatchResult(values, failures, len(items) - len(ended), recorded, span)
+        if bound.task is not None and recording.each:
+            recorded = list(range(start, start + len(ended)))
+        for position, ran in enumerate(ended, start):
+            if ran.error is None:
+                continue
+            item = items[position - start]
+            failures.append(self._failed(bound, (source.position, position), item, ran))
+            if self._needs_own_run(bound, recording):
+                run_id = item_run_id(source.run_id, position)
+                name = f"{source.label} {position}"
+                self._record_failure(bound, run_id, name, upstream or source.run_id, ran.error)
+                recorded.append(position)
+        return failures, recorded
+
+    def _needs_own_run(self, bound: _Bound, recording: Recording) -> bool:
+        return bound.task is not None and not recording.each and self.spec.failures_recorded
+
+    def _record_failure(
+        self, bound: _Bound, run_id: UUID, label: str, upstream: UUID | None, error: BaseException
+    ) -> None:
+        assert bound.task is not None
+        name = f"{bound.stage.name}[{label}]"
+        record_failure(bound.task, run_id=run_id, name=name, upstream=upstream, error=error)
+
+    def _failed(self, bound: _Bound, index: tuple[int, ...], item: Any, ran: _Ran) -> Failure:
+        assert ran.error is not None
+        return failure_from(
+            ran.error, stage=bound.stage.name, index=index, item=item, attempts=ran.attempts
+        )
 
     def _begin(self) -> Span:
         return Span(started=time.time(), worker=self._place, thread=threading.get_ident())
@@ -180,9 +334,22 @@ def _with_own_tracking(function: Callable[P, R], *arguments: P.args, **keywords:
         return function(*arguments, **keywords)
 
 
-def item_name(stage: Stage, call: ProcessCall, position: int) -> str:
+def item_name(stage: Stage, source: SourceCall, position: int) -> str:
     """Name of an item's task run in the UI."""
-    return f"{stage.name}[{call.label} {position}]"
+    return f"{stage.name}[{source.label} {position}]"
+
+
+def batch_name(stage: Stage, call: ProcessCall) -> str:
+    """Name of a batch's task run in the UI: positions of its first and last item."""
+    if call.stop - call.start == 1:
+        return item_name(stage, call.source, call.start)
+    return f"{stage.name}[{call.source.label} {call.start}-{call.stop - 1}]"
+
+
+def unit_name(stage: Stage, call: ExpandCall) -> str:
+    """Name of the task run of several sources."""
+    first, last = call.sources[0].label, call.sources[-1].label
+    return f"{stage.name}[{first}]" if len(call.sources) == 1 else f"{stage.name}[{first} … {last}]"
 
 
 class _Bound:
@@ -196,14 +363,13 @@ class _Bound:
         self.stage = stage
         self.task: Task[..., Any] | None = None
         self.quick = False  # calling the function alone leaves nothing out
+        function = _plain(stage.function if stage.task is None else stage.task.fn)
+        self.function = function if stage.last else _with_check(function, stage)
         if stage.task is None:
-            function = _plain(stage.function)
-            self.function = function if stage.last else _with_check(function, stage)
             return
         task = copy(stage.task)
-        self.quick = stage.last and not needs_engine(task)
-        self.function = _plain(task.fn)
-        task.fn = _with_check(_plain(task.fn), stage)
+        self.quick = not needs_engine(task)
+        task.fn = _with_check(function, stage)
         task.isasync = inspect.iscoroutinefunction(task.fn)
         task.isgenerator = False
         self.task = task
@@ -243,22 +409,26 @@ def _with_check(function: Callable[..., Any], stage: Stage) -> Callable[..., Any
     return checked
 
 
-class _UnitContext:
-    """What surrounds the items of one batch: the run that gets their logs, patched prints."""
+class _Unit:
+    """What surrounds the items of one unit: the run that gets their logs, patched prints."""
 
-    def __init__(self, bound: _Bound, call: ProcessCall) -> None:
+    def __init__(self, bound: _Bound, recording: Recording, log_run_id: UUID, name: str) -> None:
         self._bound = bound
-        self._call = call
+        self._recording = recording
+        self._log_run_id = recording.unit or log_run_id
+        self._name = name
         self._stack = ExitStack()
 
-    def __enter__(self) -> _UnitContext:
+    def __enter__(self) -> _Unit:
         task = self._bound.task
-        if task is not None and not self._call.recorded and self._bound.quick:
-            # The user's code may ask for its run: logs go to the run that gave the items.
+        if task is None or self._recording.each or not self._bound.quick:
+            return self
+        if self._recording.unit is None:
+            # The user's code may ask for its run: it is told of the one that gets its logs.
             self._stack.enter_context(
                 TaskRunContext(
                     task=task,
-                    task_run=self._log_target(task),
+                    task_run=new_task_run(task, run_id=self._log_run_id, name=self._name),
                     parameters={},
                     client=get_client(sync_client=True),
                     log_prints=should_log_prints(task),
@@ -266,37 +436,22 @@ class _UnitContext:
                     persist_result=False,
                 )
             )
-            if should_log_prints(task):
-                self._stack.enter_context(patch_print())
+        if should_log_prints(task):
+            self._stack.enter_context(patch_print())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def run(self, item: Any, position: int) -> _Ran:
-        """Run the stage on one item."""
-        task, call = self._bound.task, self._call
-        if task is None:
+    def run(self, item: Any, run_id: UUID, name: str) -> _Ran:
+        """Run the stage on one source or item."""
+        task = self._bound.task
+        if task is None or (self._bound.quick and not self._recording.each):
             return _call(self._bound.function, item)
-        if call.recorded:
-            return _run(
-                run_recorded,
-                task,
-                item,
-                run_id=item_run_id(call.parent_run_id, position),
-                name=item_name(self._bound.stage, call, position),
-                upstream=call.parent_run_id,
-            )
-        if self._bound.quick:
-            return _call(self._bound.function, item)
-        return _run(run_unrecorded, task, item, run_id=call.parent_run_id, name=call.label)
-
-    def _log_target(self, task: Task[..., Any]) -> Any:
-        return new_task_run(
-            task,
-            run_id=self._call.parent_run_id,
-            name=f"{self._bound.stage.name}[{self._call.label}]",
-        )
+        if self._recording.each:
+            upstream = self._recording.upstream
+            return _run(run_recorded, task, item, run_id=run_id, name=name, upstream=upstream)
+        return _run(run_unrecorded, task, item, run_id=self._log_run_id, name=name)
 
 
 def _run(
@@ -327,10 +482,10 @@ def _call(function: Callable[..., Any], item: Any) -> _Ran:
     return _Ran(value=value)
 
 
-def _pack(stage: str, ended: list[_Ran]) -> Packed:
-    """Pack the values of the items that succeeded; one that cannot travel becomes a failure."""
+def _refuse_unpicklable(stage: str, ended: Sequence[_Ran]) -> None:
+    """Make failures of values that cannot travel."""
     try:
-        return Packed.of([ran.value for ran in ended if ran.error is None])
+        dumps([ran.value for ran in ended if ran.error is None])
     except Exception:
         # One of them is at fault; the way to find out which is to try each.
         for ran in ended:
@@ -339,4 +494,3 @@ def _pack(stage: str, ended: list[_Ran]) -> Packed:
                     require_picklable(stage, ran.value)
                 except Unpicklable as error:
                     ran.error = error
-        return Packed.of([ran.value for ran in ended if ran.error is None])

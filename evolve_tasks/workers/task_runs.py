@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import anyio.from_thread
 from prefect import Task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy, TaskRunResult
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
@@ -25,6 +26,8 @@ from prefect.task_engine import (
 from prefect.tasks import MaterializingTask
 from prefect.utilities.annotations import quote
 from prefect.utilities.callables import get_call_parameters
+
+R = TypeVar("R")
 
 
 def call_parameters(task: Task[..., Any], item: Any) -> dict[str, Any]:
@@ -155,6 +158,35 @@ async def _run_async(task: Task[..., Any], parameters: dict[str, Any], task_run:
     return await engine.result()
 
 
+def run_as_unit(
+    task: Task[..., Any],
+    *,
+    run_id: UUID,
+    name: str,
+    upstream: UUID | None,
+    body: Callable[[], R],
+) -> R:
+    """Run something as one task run under a task's name, with nothing else of the task.
+
+    It has no tags: they are limits on concurrency, which its items take themselves.
+    """
+    results: list[R] = []
+    unit = Task(
+        fn=lambda: results.append(body()),
+        name=task.name,
+        version=task.version,
+        retries=0,
+        log_prints=task.log_prints,
+        persist_result=False,
+        cache_policy=NO_CACHE,
+    )
+    task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
+    task_run.tags = []
+    task_run.empirical_policy = TaskRunPolicy(retries=0)
+    run_task_sync(unit, task_run=task_run, parameters={})
+    return results[0]
+
+
 def needs_engine(task: Task[..., Any]) -> bool:
     """Whether a task has anything that calling its function alone would leave out."""
     settings = get_current_settings()
@@ -253,7 +285,7 @@ class _QuietAsyncEngine(AsyncTaskRunEngine[Any, Any]):
 
 
 def record_failure(
-    task: Task[..., Any], *, run_id: UUID, name: str, upstream: UUID, error: BaseException
+    task: Task[..., Any], *, run_id: UUID, name: str, upstream: UUID | None, error: BaseException
 ) -> None:
     """Give an item that failed unrecorded a failed task run of its own."""
 
@@ -265,6 +297,7 @@ def record_failure(
         name=task.name,
         tags=task.tags,
         version=task.version,
+        retries=0,
         persist_result=False,
     )
     stand_in.task_key = task.task_key

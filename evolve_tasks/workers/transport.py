@@ -45,6 +45,9 @@ class Packed:
         return Packed, (self.payload,)
 
 
+NOTHING = Packed.of([])
+
+
 class Unpicklable(TypeError):
     """A value that cannot be pickled, so it cannot travel between processes."""
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from evolve_tasks.workers.calls import BatchResult, ExpandCall, Expansion, Measure, ProcessCall
+from evolve_tasks.workers.calls import (
+    BatchResult,
+    ExpandCall,
+    Expansion,
+    Measure,
+    ProcessCall,
+    Slice,
+)
 from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.transport import Packed
 
@@ -14,18 +21,18 @@ def expand(run: str, call: ExpandCall) -> Expansion:
 
 def measure(expansion: Expansion) -> Measure:
     """Tell the flow how many items there are, not which."""
-    return Measure(
-        size=len(expansion.items),
-        failure=expansion.failure,
-        not_run=expansion.not_run,
-        recorded=expansion.recorded,
-        span=expansion.span,
-    )
+    return expansion.measure
 
 
-def process(run: str, call: ProcessCall, expansion: Expansion) -> BatchResult:
+def cut(expansion: Expansion, call: ProcessCall) -> Slice:
+    """Cut a batch out of a long list where the list is, so that only this much travels."""
+    return Slice(expansion.lists[call.offset][call.start : call.stop])
+
+
+def process(run: str, call: ProcessCall, found: Expansion | Slice) -> BatchResult:
     """Run the last stage on some of the items that stay on the workers."""
-    return runtime_of(run).process(call, expansion.items[call.start : call.stop])
+    items = found.items if isinstance(found, Slice) else cut(found, call).items
+    return runtime_of(run).process(call, items)
 
 
 def process_items(run: str, call: ProcessCall, items: Packed) -> BatchResult:
