@@ -35,6 +35,7 @@ from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.monitoring.terminal import showing, terminal
+from evolve_tasks.naming import short_repr
 from evolve_tasks.options import (
     BatchSize,
     EvolveOptions,
@@ -336,8 +337,8 @@ class _Call:
         for name, value in later.items():
             if value is not None:
                 raise InvalidInput(
-                    f"{name}={value!r}: this version of evolve-tasks does not have {name}= yet, "
-                    "and an argument is never ignored in silence; leave it out"
+                    f"{name}={short_repr(value)}: this version of evolve-tasks does not have "
+                    f"{name}= yet, and an argument is never ignored in silence; leave it out"
                 )
         overrides = {name: value for name, value in keywords.items() if name not in later}
         resolved = resolve_options(options, overrides)
@@ -488,15 +489,15 @@ def _in_own_loop(portions: AsyncGenerator[Portion, None]) -> Generator[Portion, 
 def _refuse_wrong_sources(sources: Any) -> None:
     if isinstance(sources, str | bytes | bytearray):
         raise InvalidInput(
-            f"sources is {sources!r}, of which each character would be a source: give a list of "
-            "sources, as in [path]"
+            f"sources is {short_repr(sources)}, of which each character would be a source: give a "
+            "list of sources, as in [path]"
         )
     try:
         iter(sources)
     except TypeError as error:
         raise InvalidInput(
-            f"sources is {sources!r} of type {type(sources).__name__}, which cannot be iterated: "
-            "give a list, a generator or another iterable of sources"
+            f"sources is {short_repr(sources)} of type {type(sources).__name__}, which cannot be "
+            "iterated: give a list, a generator or another iterable of sources"
         ) from error
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 SHORT = 120  # characters of a repr: fits a line of a log and a cell of a table
+LINE = 1_000  # characters of a failure in a message: several of them fit a state message
 LABEL = 60  # characters of a source's name in the UI: a task run's name stays on one line
 
 
@@ -20,6 +21,17 @@ def short_repr(value: Any, limit: int = SHORT) -> str:
         text = repr(value)
     except Exception as error:
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    return one_line(text, limit)
+
+
+def one_line(text: str, limit: int) -> str:
+    r"""Make a text one printable line of at most `limit` characters.
+
+    Example:
+        >>> one_line("first\nsecond", limit=20)
+        'first second'
+    """
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * limit]).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -30,11 +42,12 @@ def source_label(source: Any) -> str:
         >>> source_label("/data/2024/file.3.txt")
         'file.3.txt'
     """
-    if isinstance(source, str | os.PathLike):
-        text = os.fspath(source)
-        text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-        text = text.rstrip("/").rpartition("/")[2] or text
-    else:
-        text = short_repr(source, LABEL)
-    text = "".join(character if character.isprintable() else " " for character in text)
-    return text if len(text) <= LABEL else text[: LABEL - 1] + "…"
+    try:
+        text = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    except Exception:
+        text = None
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    if text is not None:
+        text = text.rstrip("/")[-2 * LABEL :].rpartition("/")[2]
+    return one_line(text or "", LABEL) or one_line(short_repr(source, LABEL), LABEL)

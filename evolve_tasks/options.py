@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evolve_tasks.errors import InvalidInput
+from evolve_tasks.naming import short_repr
 
 StrategyName = Literal["auto", "as_completed", "async", "nested", "sequential"]
 RecordMode = Literal["auto", "items", "batches", "sources"]
@@ -208,21 +209,27 @@ def resolve_options(
         5
     """
     given: dict[str, Any] = dict(overrides)
-    limits = {name: given.pop(name) for name in _limit_names() if name in given}
+    base = _from_value(options)
+    limits = {name: given.pop(name) for name in Limits.model_fields if name in given}
     if limits:
+        before = base.limits if "limits" in base.model_fields_set else Limits()
+        twice = sorted(set(limits) & before.model_fields_set)
         if "limits" in given:
+            twice = sorted(limits)
+        if twice:
             raise InvalidInput(
-                f"{', '.join(limits)} and limits= are given together: the same bound must not "
-                "be given twice; put it into limits=Limits(…) or leave limits= out"
+                f"{', '.join(map(repr, twice))} is given as a keyword and in limits= or options= "
+                "too: give each option once"
             )
-        given["limits"] = limits
+        set_before = {name: getattr(before, name) for name in before.model_fields_set}
+        merged = _validated(Limits, set_before | limits)
+        base = base.model_copy(update={"limits": merged})
     unknown = sorted(set(given) - set(EvolveOptions.model_fields))
     if unknown:
-        valid = ", ".join(sorted([*EvolveOptions.model_fields, *_limit_names()]))
+        valid = ", ".join(sorted([*EvolveOptions.model_fields, *Limits.model_fields]))
         raise InvalidInput(
             f"unknown option {', '.join(map(repr, unknown))}; the options are: {valid}"
         )
-    base = _from_value(options)
     twice = sorted(set(given) & base.model_fields_set)
     if twice:
         raise InvalidInput(
@@ -235,10 +242,6 @@ def resolve_options(
     return result
 
 
-def _limit_names() -> list[str]:
-    return list(Limits.model_fields)
-
-
 def _from_value(options: EvolveOptions | Mapping[str, Any] | None) -> EvolveOptions:
     match options:
         case None:
@@ -249,7 +252,8 @@ def _from_value(options: EvolveOptions | Mapping[str, Any] | None) -> EvolveOpti
             return _validated(EvolveOptions, dict(options))
         case _:
             raise InvalidInput(
-                f"options is {options!r}: give an EvolveOptions, a mapping of its fields, or None"
+                f"options is {short_repr(options)}: give an EvolveOptions, a mapping of its fields, "
+                "or None"
             )
 
 
@@ -262,17 +266,28 @@ def _validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
 
 def _readable(model: type[BaseModel], error: ValidationError) -> str:
     """Say of each fault where it is, what was given and what is allowed."""
-    lines: dict[str, str] = {}
+    faults: dict[str, tuple[Any, list[str]]] = {}
     for fault in error.errors(include_url=False):
-        place = ".".join(
-            str(part) for part in fault["loc"] if not str(part).startswith(("literal[", "function"))
-        )
-        place = place.removesuffix(".int").removesuffix(".Tolerate") or model.__name__
+        # pydantic names the branches of a union as parts of the place; a user has no such thing.
+        place = [str(part) for part in fault["loc"] if str(part) in _ALL_FIELDS]
         rule = fault["msg"].removeprefix("Value error, ")
-        expected = lines.get(place)
-        line = f"{place}: {rule} (given: {fault['input']!r})"
-        lines[place] = line if expected is None else f"{expected}, or: {rule}"
-    return "; ".join(lines.values())
+        if fault["type"] == "extra_forbidden":
+            owner = _MODELS.get(place[-1] if place else "", model)
+            place.append(str(fault["loc"][-1]))
+            rule = f"there is no such option; the options are: {', '.join(owner.model_fields)}"
+        _, rules = faults.setdefault(".".join(place) or model.__name__, (fault["input"], []))
+        if rule not in rules:
+            rules.append(rule)
+    return "; ".join(
+        f"{place} is {short_repr(given)}: {', or '.join(rules)}"
+        for place, (given, rules) in faults.items()
+    )
+
+
+_MODELS: Final[Mapping[str, type[BaseModel]]] = {"limits": Limits, "on_failure": Tolerate}
+_ALL_FIELDS: Final = {
+    name for model in (EvolveOptions, Limits, Tolerate) for name in model.model_fields
+}
 
 
 def _refuse_what_comes_later(options: EvolveOptions) -> None:
@@ -283,6 +298,6 @@ def _refuse_what_comes_later(options: EvolveOptions) -> None:
             current = getattr(current, part)
         if (value and current == value) or (not value and current != default):
             raise InvalidInput(
-                f"{field}={current!r}: this version of evolve-tasks does not have it yet, and an "
-                f"option is never ignored in silence; {way_out}"
+                f"{field}={short_repr(current)}: this version of evolve-tasks does not have it yet, "
+                f"and an option is never ignored in silence; {way_out}"
             )

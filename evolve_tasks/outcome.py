@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from evolve_tasks.errors import EvolveError
+from evolve_tasks.naming import LINE, one_line, short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Failure:
     def __str__(self) -> str:
         """Name what failed and why, in one line."""
         position = ".".join(map(str, self.index))
-        return f"{self.stage}[{position}] {self.item}: {self.error_type}: {self.message}"
+        text = f"{self.stage}[{position}] {self.item}: {self.error_type}: {self.message}"
+        return one_line(text, LINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,13 @@ class ItemOutcome:
 class StageCounts:
     """What became of everything that one stage was given.
 
+    Args:
+        discovered: N >= 0 sources or items that are known.
+        done: of these, succeeded now.
+        failed: of these, failed.
+        resumed: of these, taken from a journal.
+        not_run: of these, not begun, because the run ended early.
+
     Always `discovered == done + failed + resumed + not_run` once the run has ended.
     """
 
@@ -83,6 +92,16 @@ class StageCounts:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """The numbers of a run; `discovered` to `not_run` are those of the last stage.
+
+    Args:
+        sources: N >= 0 sources that were taken.
+        sources_failed: of these, failed to expand.
+        discovered: as in `StageCounts`, of the last stage.
+        done: likewise.
+        failed: likewise.
+        resumed: likewise.
+        not_run: likewise.
+        by_stage: the counts of each stage, by its name.
 
     Always `discovered == done + failed + resumed + not_run`.
     """
@@ -123,6 +142,7 @@ class Outcome:
         strategy: the strategy that was used.
         reason: why it was chosen.
         duration_s: seconds from the call to the last result.
+        stopped: why nothing more was begun before all was done; `None` if all was.
         error: what ended the run early, if something other than its items did: the error
             of a lazy `sources` iterable.
         collected: `(source, value)` of `collect=`; empty without one.
@@ -145,8 +165,6 @@ class Outcome:
     @property
     def report(self) -> dict[str, Any]:
         """The run's story for machines: strategy, counts and failures, ready for JSON."""
-        from dataclasses import asdict
-
         return {
             "strategy": self.strategy,
             "reason": self.reason,
@@ -154,7 +172,8 @@ class Outcome:
             "stopped": self.stopped,
             "counts": asdict(self.counts),
             "failures": [
-                {**asdict(failure), "source": repr(failure.source)} for failure in self.failures
+                {**asdict(replace(failure, source=None)), "source": short_repr(failure.source)}
+                for failure in self.failures
             ],
         }
 
@@ -186,9 +205,10 @@ class EvolveFailed(EvolveError):
         outcome = self.outcome
         lines = [f"{outcome.counts} (strategy {outcome.strategy}, {outcome.duration_s:.1f} s)"]
         if outcome.stopped:
-            lines.append(f"stopped early: {outcome.stopped}")
+            lines.append(one_line(f"stopped early: {outcome.stopped}", LINE))
         if outcome.error is not None:
-            lines.append(f"the sources ended with {type(outcome.error).__name__}: {outcome.error}")
+            error = f"{type(outcome.error).__name__}: {outcome.error}"
+            lines.append(one_line(f"the sources ended with {error}", LINE))
         lines += [f"- {failure}" for failure in outcome.failures[: self.SHOWN]]
         hidden = len(outcome.failures) - self.SHOWN
         if hidden > 0:

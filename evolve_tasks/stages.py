@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Number
 from typing import Any
 
@@ -85,6 +86,8 @@ def function_name(function: Any) -> str:
     """Name a task or function as a person would."""
     if isinstance(function, Task):
         return str(function.name)
+    while isinstance(function, partial):
+        function = function.func
     name = getattr(function, "__name__", None) or type(function).__name__
     return str(name)
 

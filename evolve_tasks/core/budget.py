@@ -97,5 +97,7 @@ class Bounded:
         return too_many or (self.ratio is not None and self._above_ratio(standing))
 
     def _above_ratio(self, standing: Standing) -> bool:
-        # Multiplied out: 0 of 0 is not above any share, and no division can fail.
-        return self.ratio is not None and standing.failed > self.ratio * standing.known
+        # Divided, not multiplied: 29 of 100 is exactly 0.29, but 0.29 * 100 is below 29.
+        if self.ratio is None or not standing.known:
+            return False
+        return standing.failed / standing.known > self.ratio

@@ -256,6 +256,12 @@ class Evolution:
         size = action.stop - action.start
         if len(found) != size:
             raise IllegalEvent(f"unit {unit} of {size} items was answered with {len(found)}")
+        for one in found:
+            if not 0 <= one.failed + one.not_run <= one.ended <= one.size:
+                raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
+        del self._units[unit]
+        self._flying -= size
+        self._expanding -= size
         actions: list[Action] = []
         tally, below = self.tallies[action.stage], self.tallies[action.stage + 1]
         begun = worked_on = 0
@@ -266,8 +272,6 @@ class Evolution:
             elif one.skipped:
                 tally.not_run += 1
             else:
-                if not 0 <= one.failed + one.not_run <= one.ended <= one.size:
-                    raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
                 tally.done += 1
                 self._expanded += 1
                 self._fan_out_total += one.size
@@ -294,8 +298,8 @@ class Evolution:
 
     def expansion_lost(self, unit: int) -> list[Action]:
         """Answer an `Expand`: all of it failed at once, as when its worker died."""
-        action = self._units.get(unit)
-        size = action.stop - action.start if action is not None else 0
+        action = self._answer_expand(unit)
+        size = action.stop - action.start
         return self.expanded(unit, [Found(lost=True)] * size)
 
     def processed(
@@ -309,6 +313,8 @@ class Evolution:
             raise IllegalEvent(
                 f"unit {unit} of {size} items ended with {failed} failed and {not_run} not run"
             )
+        del self._units[unit]
+        self._flying -= size
         tally = self.tallies[self._last]
         tally.done += done
         tally.failed += failed
@@ -342,18 +348,15 @@ class Evolution:
     # -- inside -----------------------------------------------------------------------------
 
     def _answer_expand(self, unit: int) -> Expand:
-        action = self._units.pop(unit, None)
+        action = self._units.get(unit)
         if not isinstance(action, Expand):
             raise IllegalEvent(f"unit {unit} was answered as an Expand, in flight is {action!r}")
-        self._flying -= action.stop - action.start
-        self._expanding -= action.stop - action.start
         return action
 
     def _answer_process(self, unit: int) -> Process:
-        action = self._units.pop(unit, None)
+        action = self._units.get(unit)
         if not isinstance(action, Process):
             raise IllegalEvent(f"unit {unit} was answered as a Process, in flight is {action!r}")
-        self._flying -= action.stop - action.start
         return action
 
     def _open_list(
@@ -447,7 +450,11 @@ class Evolution:
             actions += self.stop(why)
         if self.stopped is not None:
             return actions
-        two_places = (self._window.in_flight or self._window.units) > 1
+        # Beside a batch that fills the window no expansion is kept, or the batch never fits.
+        in_flight = self._window.in_flight
+        two_places = (
+            self._window.units > 1 if in_flight is None else in_flight > self._largest_batch()
+        )
         while (room := self._room()) > 0:
             leaves = self._waiting[self._last]
             keep_expanding = two_places and not self._expanding
@@ -463,6 +470,12 @@ class Evolution:
             return LARGEST_UNIT
         return max(1, self._window.in_flight // (2 * max(1, self._window.threads)))
 
+    def _largest_batch(self) -> int:
+        """Items in one batch at the most."""
+        if self._batch is None:
+            return self._ceiling()
+        return min(self._batch, self._window.in_flight or self._batch)
+
     def _process(self, actions: list[Action], leaves: deque[ListId], room: int) -> bool:
         """Submit the next batch; False if it has to wait for room, so that it stays whole."""
         identity = leaves[0]
@@ -473,7 +486,7 @@ class Evolution:
             threads = self._window.threads
             size = unit_size(mean_s, self._waiting_items, threads, self._ceiling())
         else:
-            size = min(self._batch, self._window.in_flight or self._batch)
+            size = self._largest_batch()
         size = min(size, entry.size - start)
         if size > room:
             return False

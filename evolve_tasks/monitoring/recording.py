@@ -46,6 +46,8 @@ def wait_until_recorded(
         0
     """
     missing = list(run_ids)
+    if not missing:
+        return 0  # asking for a client may start a server
     pause_s = FIRST_PAUSE_S
     progress_at = time.monotonic()
     with get_client(sync_client=True) as client:
