@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import (
@@ -13,10 +14,17 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import ExitStack, aclosing, closing, contextmanager
+from contextlib import (
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+)
+from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import anyio.from_thread
 import anyio.to_thread
@@ -65,6 +73,8 @@ ITER_FAILURES = 100
 # never waits for the flow, which answers within milliseconds.
 PER_THREAD = 4
 SMALLEST_WINDOW = 16
+
+R = TypeVar("R")
 
 Stagelike = Task[..., Any] | Callable[..., Any]
 
@@ -180,19 +190,22 @@ async def aevolve(
         ...     return outcome.results
     """
     call = _Call.checked(sources, stages, options, overrides)
-    if call.choice.strategy != "async":
-        again = partial(evolve, sources, *stages, options=options, **overrides)
-        return await anyio.to_thread.run_sync(again)
     assembly = Assembly()
-    opened = await anyio.to_thread.run_sync(call.open)
-    try:
+    async with _opened_async(call) as opened:
         opened.run.on_source = assembly.arrived
-        async with aclosing(run_async(opened.run, opened.submitter)) as portions:
-            async for portion in portions:
-                assembly.add(portion)
-                opened.show()
-    finally:
-        await anyio.to_thread.run_sync(opened.close)
+        if call.choice.strategy == "async":
+            async with aclosing(run_async(opened.run, opened.submitter)) as portions:
+                async for portion in portions:
+                    assembly.add(portion)
+                    opened.show()
+        else:
+
+            def collect() -> None:
+                with closing(opened.portions()) as portions:
+                    for portion in portions:
+                        assembly.add(portion)
+
+            await _in_thread(opened.run, collect)
     return opened.judged(assembly.by_source(), assembly.failures())
 
 
@@ -272,29 +285,57 @@ async def aevolve_iter(
     """
     call = _Call.checked(sources, stages, options, overrides)
     failures: list[Failure] = []
-    opened = await anyio.to_thread.run_sync(call.open)
-    try:
+    async with _opened_async(call) as opened:
         portions = (
             run_async(opened.run, opened.submitter)
             if call.choice.strategy == "async"
-            else _in_thread(opened.portions())
+            else _step_by_step(opened)
         )
         async with aclosing(portions):
             async for portion in portions:
                 opened.show()
                 for outcome in _outcomes(portion, failures):
                     yield outcome
-    finally:
-        # The loop may have been left by a cancellation, which must not cut this short.
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(opened.close)
     opened.judged([], failures)
 
 
-async def _in_thread(portions: Generator[Portion, None, None]) -> AsyncGenerator[Portion, None]:
-    over = object()
+@asynccontextmanager
+async def _opened_async(call: _Call) -> AsyncGenerator[_Opened, None]:
+    """Open a run beside an event loop; it is closed also when the task here is cancelled."""
+    # An async task on a worker holds a thread of it by its event loop: this is that thread.
+    with seceded() if _on_worker() else nullcontext():
+        opened = await anyio.to_thread.run_sync(call.open)
+        try:
+            yield opened
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(opened.close)
+
+
+async def _in_thread(run: EvolvingRun, work: Callable[[], R]) -> R:
+    """Let a thread work for us; when we are cancelled, the run is left and the thread ends."""
+    context = copy_context()
+    under_way = asyncio.get_running_loop().run_in_executor(None, context.run, work)
     try:
-        while (portion := await anyio.to_thread.run_sync(next, portions, over)) is not over:
+        return await asyncio.shield(under_way)
+    except asyncio.CancelledError:
+        run.interrupt()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([under_way])
+        if not under_way.cancelled():
+            under_way.exception()  # it is told by the cancellation
+        raise
+
+
+async def _step_by_step(opened: _Opened) -> AsyncGenerator[Portion, None]:
+    portions = opened.portions()
+    over = object()
+
+    def following() -> Any:
+        return next(portions, over)
+
+    try:
+        while (portion := await _in_thread(opened.run, following)) is not over:
             assert isinstance(portion, Portion)
             yield portion
     finally:
@@ -479,11 +520,30 @@ def _in_own_loop(portions: AsyncGenerator[Portion, None]) -> Generator[Portion, 
 
     with anyio.from_thread.start_blocking_portal() as portal:
         try:
-            while (portion := portal.call(following)) is not over:
+            while True:
+                under_way = portal.start_task_soon(following)
+                try:
+                    portion = under_way.result()
+                except BaseException:
+                    # Raised here, by a signal: the step has to end before it can be closed.
+                    under_way.cancel()
+                    raise
+                if portion is over:
+                    return
                 assert isinstance(portion, Portion)
                 yield portion
         finally:
-            portal.call(portions.aclose)
+            portal.call(_closed, portions)
+
+
+async def _closed(portions: AsyncGenerator[Portion, None]) -> None:
+    while True:
+        try:
+            await portions.aclose()
+        except RuntimeError:  # its last step is still being cancelled
+            await anyio.sleep(0.01)
+        else:
+            return
 
 
 def _refuse_wrong_sources(sources: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from operator import length_hint
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +14,7 @@ from evolve_tasks.core.actions import Action, Expand, Found, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution, Window
+from evolve_tasks.feeding import Arrival
 from evolve_tasks.naming import source_label
 from evolve_tasks.options import EvolveOptions, FailurePolicy, RecordMode
 from evolve_tasks.outcome import Counts, StageCounts
@@ -31,7 +31,7 @@ from evolve_tasks.workers.calls import (
     item_run_id,
 )
 from evolve_tasks.workers.failing import failure_from
-from evolve_tasks.workers.transport import Packed
+from evolve_tasks.workers.transport import Packed, Unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,11 @@ class Lost:
     error: BaseException
 
 
-Answer = Measure | BatchResult | NestedResult | Lost
+Answer = Measure | BatchResult | NestedResult | Lost | Arrival
 
+PULLED = -1  # in place of a unit: what a `Pull` has brought
+
+LENT_TO = 4  # units of nested work that may spend the record budget at the same time
 UNBOUNDED = 2**31  # task runs that `record="items"` may spend
 
 
@@ -79,33 +82,36 @@ class EvolvingRun:
             sources_known=known,
         )
         self.ledger = RecordLedger(options.record, options.record_budget, known)
-        self.source_error: Exception | None = None
+        self.source_error: BaseException | None = None
+        self.interrupted = False
+        self.wake: Callable[[], None] = lambda: None
         self.on_source: Callable[[int, Any], None] | None = None
         self.recorded: list[UUID] = []
-        self._sources: Iterator[Any] = iter(sources)
+        self.sources: Iterator[Any] = iter(sources)
         self._open: dict[int, tuple[Any, SourceCall]] = {}
         self._under_way: dict[int, tuple[Expand | Process, Recording]] = {}
         self._unit_runs: dict[int, UUID] = {}  # task run of each unit that has open lists
 
     # -- carrying out actions -----------------------------------------------------------------
 
-    def pull(self, count: int) -> list[Action]:
-        """Carry out a `Pull`."""
-        start = self.core.sources
-        arrived = 0
-        try:
-            for source in islice(self._sources, count):
-                position = start + arrived
-                self._open[position] = source, SourceCall(position, source_label(source), uuid4())
-                arrived += 1
-                if self.on_source is not None:
-                    self.on_source(position, source)
-        except Exception as error:
-            # What was finished is kept: the run stops, and raises with its outcome.
-            self.source_error = error
-            stopping = self.core.stop(f"the sources ended with {type(error).__name__}: {error}")
-            return stopping + self.core.sources_arrived(arrived)
-        return self.core.sources_arrived(arrived)
+    def arrived(self, arrival: Arrival) -> list[Action]:
+        """Carry on with sources that a `Pull` has brought."""
+        if not self.core.pulling:
+            return []  # the run was stopped meanwhile, and did not wait for them
+        for position, source in enumerate(arrival.sources, self.core.sources):
+            self._open[position] = source, SourceCall(position, source_label(source), uuid4())
+            if self.on_source is not None:
+                self.on_source(position, source)
+        self.source_error = arrival.error
+        actions = self.core.sources_arrived(len(arrival.sources), ended=arrival.ended)
+        if arrival.error is not None and self.options.on_failure == "fail_fast":
+            actions += self.core.stop("the sources ended with an error (on_failure='fail_fast')")
+        return actions
+
+    def interrupt(self) -> None:
+        """Leave the run before its end; may be called from any thread."""
+        self.interrupted = True
+        self.wake()
 
     def expand_call(self, action: Expand) -> ExpandCall | Lost:
         """What to send for an `Expand`; `Lost` if a source cannot travel."""
@@ -163,6 +169,8 @@ class EvolvingRun:
 
     def portions(self, unit: int, answer: Answer) -> list[Portion]:
         """What an answer adds to the outcome; asked before the core is told of it."""
+        if isinstance(answer, Arrival):
+            return []
         action, recording = self._under_way[unit]
         match answer:
             case BatchResult():
@@ -174,7 +182,6 @@ class EvolvingRun:
                 portions = self._measured(action, recording, answer.measure)
                 for batch in answer.batches:
                     self._note_unit(batch.run_id, batch.result.unit_recorded)
-                    self.ledger.spent(len(batch.result.recorded))
                     position = action.start + batch.offset
                     portions.append(self._portion(position, batch.start, batch.stop, batch.result))
                 return portions
@@ -183,6 +190,8 @@ class EvolvingRun:
 
     def tell(self, unit: int, answer: Answer) -> list[Action]:
         """Tell the core of an answer."""
+        if isinstance(answer, Arrival):
+            return self.arrived(answer)
         action, recording = self._under_way.pop(unit)
         core = self.core
         match answer:
@@ -249,14 +258,9 @@ class EvolvingRun:
     def _portion(self, position: int, start: int, stop: int, batch: BatchResult) -> Portion:
         source, call = self._open[position]
         self.recorded += [item_run_id(call.run_id, item) for item in batch.recorded]
-        return Portion(
-            position,
-            source,
-            start,
-            stop - batch.not_run,
-            batch.values.value(),
-            [replace(failure, source=source) for failure in batch.failures],
-        )
+        failures = [replace(failure, source=source) for failure in batch.failures]
+        values = batch.values.value()
+        return Portion(position, source, start, stop - batch.not_run, values, failures)
 
     def _lost(self, action: Expand | Process, error: BaseException) -> list[Portion]:
         crashed = isinstance(error, KilledWorker)
@@ -364,9 +368,43 @@ class RecordLedger:
         self.spent(count)
         return True
 
+    def lend(self) -> int:
+        """Take a part of what is left for a unit that decides by itself."""
+        allowance = self.item_allowance
+        if self.mode == "auto":
+            allowance = -(-allowance // LENT_TO)
+            self.spent(allowance)
+        return allowance
+
     def spent(self, count: int) -> None:
         """Note that so many task runs were spent."""
         self._left -= count
+
+
+def readable(answer: Answer) -> Answer:
+    """Unpack the values of an answer; make a failure of what cannot be unpacked here.
+
+    A value may be pickled on a worker and yet not be unpickled in the flow: its class is not
+    there, or takes other arguments than it passes on.
+    """
+    parts: list[Measure | BatchResult] = []
+    match answer:
+        case Measure() | BatchResult():
+            parts = [answer]
+        case NestedResult():
+            parts = [answer.measure, *(batch.result for batch in answer.batches)]
+    for part in parts:
+        try:
+            part.values = Unpacked(part.values.value())
+        except Exception as error:
+            return Lost(
+                TypeError(
+                    "results came back, but cannot be unpickled in the flow's process "
+                    f"({type(error).__name__}: {error}); return plain values, or see that their "
+                    "classes are installed there and can be made from what they pickle"
+                )
+            )
+    return answer
 
 
 def _known_length(sources: Iterable[Any]) -> int | None:

@@ -252,8 +252,8 @@ def _from_value(options: EvolveOptions | Mapping[str, Any] | None) -> EvolveOpti
             return _validated(EvolveOptions, dict(options))
         case _:
             raise InvalidInput(
-                f"options is {short_repr(options)}: give an EvolveOptions, a mapping of its fields, "
-                "or None"
+                f"options is {short_repr(options)}: give an EvolveOptions, a mapping of its "
+                "fields, or None"
             )
 
 
@@ -298,6 +298,6 @@ def _refuse_what_comes_later(options: EvolveOptions) -> None:
             current = getattr(current, part)
         if (value and current == value) or (not value and current != default):
             raise InvalidInput(
-                f"{field}={short_repr(current)}: this version of evolve-tasks does not have it yet, "
-                f"and an option is never ignored in silence; {way_out}"
+                f"{field}={short_repr(current)}: this version of evolve-tasks does not have it "
+                f"yet, and an option is never ignored in silence; {way_out}"
             )

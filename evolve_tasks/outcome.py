@@ -200,6 +200,10 @@ class EvolveFailed(EvolveError):
         super().__init__(outcome)
         self.outcome = outcome
 
+    def __repr__(self) -> str:
+        """Stay short: Prefect's log shows exceptions by their repr."""
+        return f"EvolveFailed({self.outcome.counts})"
+
     def __str__(self) -> str:
         """Begin with the counts, then the first few failures."""
         outcome = self.outcome

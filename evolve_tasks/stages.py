@@ -10,6 +10,7 @@ from numbers import Number
 from typing import Any
 
 from prefect import Task
+from pydantic import BaseModel
 
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.naming import short_repr
@@ -137,7 +138,7 @@ def as_items(stage: str, value: Any) -> Any:
             f"{stage} returned {short_repr(value)} of type {kind}, which would be taken apart into "
             f"characters; {wanted}; for one item return [value]"
         )
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | BaseModel):
         raise TypeError(
             f"{stage} returned a mapping ({kind}), of which only the keys would be used; {wanted}; "
             "for its pairs return list(value.items())"

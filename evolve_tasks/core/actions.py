@@ -2,7 +2,7 @@
 
 | action | means | answered by exactly one of |
 |---|---|---|
-| `Pull` | take the next sources | `sources_arrived`, then `sources_ended` if there are no more |
+| `Pull` | take the next sources | `sources_arrived` |
 | `Expand` | run an expanding stage | `expanded`, `expansion_lost` |
 | `Process` | run the last stage on consecutive items | `processed` |
 | `Release` | the lists of a unit are not needed any more | nothing |

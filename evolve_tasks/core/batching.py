@@ -41,11 +41,11 @@ class Durations:
     _count: float = 0.0
 
     def add(self, count: int, seconds: float) -> None:
-        """Take in what `count` items took together."""
-        if count <= 0:
+        """Take in what `count` items took together; no time at all is no measurement."""
+        if count <= 0 or seconds <= 0:  # as when a worker died with them
             return
         fading = MEMORY / (MEMORY + count) if self._count > MEMORY else 1.0
-        self._seconds = self._seconds * fading + max(0.0, seconds)
+        self._seconds = self._seconds * fading + seconds
         self._count = self._count * fading + count
 
     @property

@@ -164,6 +164,11 @@ class Evolution:
         return self._waiting_items
 
     @property
+    def pulling(self) -> bool:
+        """A `Pull` is not answered yet."""
+        return self._pulling > 0
+
+    @property
     def expected_items(self) -> int:
         """Items of the last stage that wait, and that known sources are expected to give."""
         to_come = (self._sources_known or 0) - self.tallies[0].discovered
@@ -217,15 +222,21 @@ class Evolution:
         self._window = window
         return self._fill([])
 
-    def sources_arrived(self, count: int) -> list[Action]:
-        """Answer a `Pull`: so many sources came, as many as asked for unless they have ended."""
+    def sources_arrived(self, count: int, *, ended: bool | None = None) -> list[Action]:
+        """Answer a `Pull`: so many sources came.
+
+        Args:
+            count: how many.
+            ended: there are no more; if not given, fewer than asked for means that.
+        """
         if not self._pulling:
             raise IllegalEvent(f"{count} sources were reported though none had been asked for")
         if not 0 <= count <= self._pulling:
             raise IllegalEvent(f"{count} sources were reported, asked for were {self._pulling}")
         self._flying -= self._pulling
         self._expanding -= self._pulling
-        ended = count < self._pulling
+        if ended is None:
+            ended = count < self._pulling
         self._pulling = 0
         tally = self.tallies[0]
         start = tally.discovered
@@ -257,7 +268,9 @@ class Evolution:
         if len(found) != size:
             raise IllegalEvent(f"unit {unit} of {size} items was answered with {len(found)}")
         for one in found:
-            if not 0 <= one.failed + one.not_run <= one.ended <= one.size:
+            adds_up = 0 <= one.failed + one.not_run <= one.ended <= one.size
+            ran = not (one.lost or one.skipped)
+            if not (adds_up and (ran or not one.size) and one.failed >= 0 and one.not_run >= 0):
                 raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
         del self._units[unit]
         self._flying -= size
@@ -435,7 +448,8 @@ class Evolution:
         if self._window.in_flight is not None:
             return self._window.in_flight - self._flying
         free = self._window.units - len(self._units) - bool(self._pulling)
-        return LARGEST_UNIT if free > 0 else 0
+        # A batch that was given stays whole, also where it is larger.
+        return max(LARGEST_UNIT, self._batch or 0) if free > 0 else 0
 
     def _fan_out(self) -> int:
         """Items that an expansion is expected to give."""

@@ -16,4 +16,4 @@ from evolve_tasks.strategies.submitting import FutureCarrier, Submitter
 
 def run_as_completed(run: EvolvingRun, submitter: Submitter) -> Generator[Portion, None, None]:
     """Submit sources while there is room, and items as their lists become known."""
-    return drive(run, FutureCarrier(submitter))
+    return drive(run, FutureCarrier(run, submitter))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
 from typing import Any
 
+import anyio
 from distributed import Future
 
 from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
-from evolve_tasks.evolving import Answer, EvolvingRun, Lost
+from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost, readable
+from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.strategies.submitting import Ended, Submitter, abandon
 from evolve_tasks.workers.calls import Measure
 
@@ -28,7 +31,9 @@ async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Po
         sources.cancel()
         if not over:
             run.core.stop("the run was left before its end")
-            await asyncio.to_thread(abandon, submitter, sources.ended)
+            # Whoever cancels us must not cut this short, or queued work goes on without us.
+            with anyio.CancelScope(shield=True):
+                await asyncio.to_thread(abandon, submitter, sources.ended)
 
 
 class _Sources:
@@ -36,9 +41,12 @@ class _Sources:
         self.ended = Ended()
         self._run = run
         self._submitter = submitter
-        self._answers: asyncio.Queue[tuple[int, Answer] | BaseException] = asyncio.Queue()
+        self._answers: asyncio.Queue[tuple[int, Answer] | BaseException | None] = asyncio.Queue()
         self._granted: dict[int, asyncio.Queue[Process | None]] = {}
         self._coroutines: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._feed = SourceFeed(run.sources, self._deliver)
+        run.wake = lambda: self._deliver(None)
 
     async def portions(self) -> AsyncGenerator[Portion, None]:
         """Bring answers to the core and what it answers to the coroutines."""
@@ -49,27 +57,37 @@ class _Sources:
             if run.core.stopped is not None and not told:
                 told = True
                 await asyncio.to_thread(self._submitter.stop)
+                self._carry_out(run.tell(PULLED, Arrival([], ended=True)))
             if run.core.finished:
                 return
             answered = await self._answers.get()
             if isinstance(answered, BaseException):
                 raise answered
-            unit, answer = answered
+            if answered is None:
+                raise asyncio.CancelledError("the run was interrupted")
+            unit, answer = answered[0], readable(answered[1])
             for portion in run.portions(unit, answer):
                 yield portion
             self._carry_out(run.tell(unit, answer))
 
     def cancel(self) -> None:
         """End the coroutines that are left."""
+        self._feed.close()
         for coroutine in self._coroutines:
             coroutine.cancel()
+
+    def _deliver(self, arrival: Arrival | None) -> None:
+        news = None if arrival is None else (PULLED, arrival)
+        # The loop may be closed: the run is over, and somebody's source has come late.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._answers.put_nowait, news)
 
     def _carry_out(self, actions: list[Action]) -> None:
         todo = deque(actions)
         while todo:
             match todo.popleft():
                 case Pull(most):
-                    todo.extend(self._run.pull(most))
+                    self._feed.request(most)
                 case Expand() as action:
                     self._start(self._live(action))
                 case Process() as action:

@@ -8,12 +8,17 @@ from typing import Protocol
 
 from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
-from evolve_tasks.evolving import Answer, EvolvingRun, Lost
+from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost, readable
+from evolve_tasks.feeding import Arrival
 from evolve_tasks.workers.calls import ExpandCall, ProcessCall
 
 
 class Carrier(Protocol):
     """Carries units to where they run and brings their answers back."""
+
+    def pull(self, most: int) -> None:
+        """Begin to take sources; the answer is an `Arrival`."""
+        ...
 
     def expand(self, unit: int, call: ExpandCall) -> None:
         """Begin an expansion."""
@@ -29,6 +34,10 @@ class Carrier(Protocol):
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
         """Wait until at least one unit has ended; give all that have."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds; called once, whatever happened."""
         ...
 
     def stop(self) -> None:
@@ -59,16 +68,22 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
             if run.core.stopped is not None and not told:
                 told = True
                 carrier.stop()
+                # Nobody waits for a source any more; one that still comes is not begun.
+                todo.extend(run.tell(PULLED, Arrival([], ended=True)))
             if run.core.finished:
                 over = True
                 return
             for unit, answer in refused or carrier.answers():
-                yield from run.portions(unit, answer)
-                todo.extend(run.tell(unit, answer))
+                known = readable(answer)
+                yield from run.portions(unit, known)
+                todo.extend(run.tell(unit, known))
+            if run.interrupted:
+                return
     finally:
         if not over:
             run.core.stop("the run was left before its end")
             carrier.abandon()
+        carrier.close()
 
 
 def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[tuple[int, Answer]]:
@@ -77,7 +92,7 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
     while todo:
         match todo.popleft():
             case Pull(most):
-                todo.extend(run.pull(most))
+                carrier.pull(most)
             case Expand() as action:
                 call = run.expand_call(action)
                 if isinstance(call, Lost):

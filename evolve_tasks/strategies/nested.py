@@ -66,7 +66,7 @@ class _NestedCarrier(FutureCarrier):
     def __init__(
         self, run: EvolvingRun, submitter: Submitter, share: Shares | None, threads: int
     ) -> None:
-        super().__init__(submitter)
+        super().__init__(run, submitter)
         self._run = run
         self._share = share
         self._threads = threads
@@ -74,6 +74,9 @@ class _NestedCarrier(FutureCarrier):
 
     def expand(self, unit: int, call: ExpandCall) -> None:
         ledger, threads = self._run.ledger, self._threads
+        # Several sources spend at the same time: each gets a part of what is left, and gives
+        # back what it did not need.
+        allowance = ledger.lend()
         nested = NestedCall(
             expand=call,
             window=Window(
@@ -82,7 +85,7 @@ class _NestedCarrier(FutureCarrier):
                 threads=threads,
             ),
             batch=self._run.options.batch_size,
-            allowance=ledger.item_allowance,
+            allowance=allowance,
             in_units=ledger.in_units,
             budget=self._budget,
         )

@@ -11,10 +11,11 @@ from prefect.context import SyncClientContext
 
 from evolve_tasks.core.actions import Process
 from evolve_tasks.core.assembly import Portion
-from evolve_tasks.evolving import Answer, EvolvingRun
+from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
+from evolve_tasks.feeding import take
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, RunSpec
-from evolve_tasks.workers.runtime import Runtime
+from evolve_tasks.workers.runtime import SIGNALS, Runtime
 from evolve_tasks.workers.units import measure
 
 
@@ -25,17 +26,23 @@ def run_sequential(run: EvolvingRun, spec: RunSpec) -> Generator[Portion, None, 
         # One API client for the run: each costs tens of milliseconds to make.
         template.run(stack.enter_context, SyncClientContext.get_or_create())
         stack.callback(template.run, stack.pop_all().close)
-        runtime = Runtime(spec, template, lambda: run.core.stopped is not None, "flow")
-        yield from drive(run, _InTurn(runtime))
+        runtime = Runtime(
+            spec, template, lambda: run.core.stopped is not None or run.interrupted, "flow", SIGNALS
+        )
+        yield from drive(run, _InTurn(run, runtime))
 
 
 class _InTurn:
     """Does what is asked only when it is asked for an answer: one at a time, in order."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, run: EvolvingRun, runtime: Runtime) -> None:
+        self._sources = run.sources
         self._runtime = runtime
         self._due: deque[tuple[int, Callable[[], Answer]]] = deque()
         self._expansions: dict[int, Expansion] = {}
+
+    def pull(self, most: int) -> None:
+        self._due.append((PULLED, lambda: take(self._sources, most)))
 
     def expand(self, unit: int, call: ExpandCall) -> None:
         def answer() -> Answer:
@@ -61,6 +68,11 @@ class _InTurn:
 
     def stop(self) -> None:
         """Nothing to tell: the runtime asks the core before each item."""
+
+    def close(self) -> None:
+        close = getattr(self._sources, "close", None)
+        if callable(close):
+            close()
 
     def abandon(self) -> None:
         self._due.clear()

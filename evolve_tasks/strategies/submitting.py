@@ -12,7 +12,8 @@ from distributed import Client, Future
 
 from evolve_tasks.core.actions import Process
 from evolve_tasks.errors import ClusterLost, InvalidInput
-from evolve_tasks.evolving import Answer, Lost
+from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
+from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall, RunSpec
@@ -183,28 +184,39 @@ class Ended:
     """Futures under way, and those of them that have ended, in the order in which they did."""
 
     def __init__(self) -> None:
-        self._ended: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        self._news: SimpleQueue[tuple[int, Future[Any] | Arrival | None]] = SimpleQueue()
         self._under_way: dict[int, Future[Any]] = {}
 
     def add(self, unit: int, future: Future[Any]) -> None:
         """Watch a future; the set may grow at any time."""
         self._under_way[unit] = future
-        future.add_done_callback(lambda ended: self._ended.put((unit, ended)))
+        future.add_done_callback(lambda ended: self._news.put((unit, ended)))
 
-    def wait(self, timeout_s: float | None = None) -> list[tuple[int, Future[Any]]]:
-        """Wait for one at least and give all that have ended; none when time is over."""
+    def tell(self, arrival: Arrival | None) -> None:
+        """Wake who waits, with sources that have come or with nothing."""
+        self._news.put((PULLED, arrival))
+
+    def wait(
+        self, timeout_s: float | None = None
+    ) -> tuple[list[tuple[int, Future[Any]]], list[Arrival]]:
+        """Wait for news and give all there are: futures that have ended, and arrivals.
+
+        Both are empty when time is over, or when somebody was to be woken.
+        """
+        futures: list[tuple[int, Future[Any]]] = []
+        arrivals: list[Arrival] = []
         try:
-            ended = [self._ended.get(timeout=timeout_s)]
+            news = self._news.get(timeout=timeout_s)
+            while True:
+                unit, what = news
+                if isinstance(what, Arrival):
+                    arrivals.append(what)
+                elif what is not None:
+                    self._under_way.pop(unit, None)
+                    futures.append((unit, what))
+                news = self._news.get_nowait()
         except Empty:
-            return []
-        while True:
-            try:
-                ended.append(self._ended.get_nowait())
-            except Empty:
-                break
-        for unit, _ in ended:
-            self._under_way.pop(unit, None)
-        return ended
+            return futures, arrivals
 
     def forget(self, unit: int) -> None:
         """Somebody else has taken it."""
@@ -218,9 +230,14 @@ class Ended:
 class FutureCarrier:
     """Carries units out as Dask futures that end in any order."""
 
-    def __init__(self, submitter: Submitter) -> None:
+    def __init__(self, run: EvolvingRun, submitter: Submitter) -> None:
         self.submitter = submitter
         self.ended = Ended()
+        self._feed = SourceFeed(run.sources, self.ended.tell)
+        run.wake = lambda: self.ended.tell(None)
+
+    def pull(self, most: int) -> None:
+        self._feed.request(most)
 
     def expand(self, unit: int, call: ExpandCall) -> None:
         self.ended.add(unit, self.submitter.expand(unit, call))
@@ -232,16 +249,22 @@ class FutureCarrier:
         self.submitter.release(unit)
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
-        ended = self.ended.wait()
+        ended, arrivals = self.ended.wait()
+        answers: list[tuple[int, Answer]] = [(PULLED, arrival) for arrival in arrivals]
+        if not ended:
+            return answers
         taken = self.submitter.take([future for _, future in ended])
-        answers = [(unit, answer) for (unit, _), answer in zip(ended, taken, strict=True)]
-        for unit, answer in answers:
+        for (unit, _), answer in zip(ended, taken, strict=True):
             if isinstance(answer, Measure):
                 self.submitter.measured(unit, answer)
+            answers.append((unit, answer))
         return answers
 
     def stop(self) -> None:
         self.submitter.stop()
+
+    def close(self) -> None:
+        self._feed.close()
 
     def abandon(self) -> None:
         abandon(self.submitter, self.ended)
@@ -256,7 +279,7 @@ def abandon(submitter: Submitter, ended: Ended) -> None:
     submitter.stop()
     deadline = time.monotonic() + ABANDON_S
     while ended.under_way() and (left := deadline - time.monotonic()) > 0:
-        for _, future in ended.wait(left):
+        for _, future in ended.wait(left)[0]:
             future.release()
     if rest := ended.under_way():
         submitter.client.cancel(rest, asynchronous=False)

@@ -6,19 +6,20 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from contextvars import Context, copy_context
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from distributed.protocol.pickle import dumps
-from prefect import Task
+from distributed.protocol.pickle import dumps, loads
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import ExternalSignal, PrefectSignal
 from prefect.logging.loggers import patch_print
 from prefect.results import get_result_store
 from prefect.utilities.engine import should_log_prints
@@ -45,8 +46,8 @@ from evolve_tasks.workers.task_runs import (
     record_failure,
     run_as_unit,
     run_coroutine,
-    run_recorded,
-    run_unrecorded,
+    run_task,
+    unwrapped,
 )
 from evolve_tasks.workers.transport import (
     NOTHING,
@@ -58,10 +59,11 @@ from evolve_tasks.workers.transport import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What user code may raise and we take as the failure of an item. SystemExit is among it: a
-# parser that calls sys.exit() must not end a worker. KeyboardInterrupt and Prefect's signals
-# are meant for the process.
-CAUGHT = (Exception, SystemExit)
+# What user code raises is the failure of its item, whatever it is: a parser that calls
+# sys.exit() must not end a worker, and Dask waits for ever for a task that raised something
+# beyond Exception. Only what is meant for the process itself goes through, where the process
+# is the flow's own; a worker runs tasks in threads, which get no signals.
+SIGNALS: tuple[type[BaseException], ...] = (KeyboardInterrupt, PrefectSignal, ExternalSignal)
 
 
 @dataclass(slots=True)
@@ -93,6 +95,7 @@ class Runtime:
             that nothing is entered in one task and left in another.
         stopped: whether the run has been stopped, asked before each item.
         place: name of the worker, for the record of where things ran.
+        signals: exceptions that are not caught.
     """
 
     def __init__(
@@ -101,12 +104,14 @@ class Runtime:
         template: Context,
         stopped: Callable[[], bool],
         place: str,
+        signals: tuple[type[BaseException], ...] = (),
     ) -> None:
         self.spec = spec
         self.stopped = stopped
         self._template = template
         self._place = place
-        self._bound = [_Bound(stage) for stage in spec.stages]
+        # Whether a task can be called alone depends on the flow run's context.
+        self._bound = template.copy().run(lambda: [_Bound(stage, signals) for stage in spec.stages])
 
     def expand(self, call: ExpandCall) -> Expansion:
         """Run an expanding stage on one source."""
@@ -180,7 +185,7 @@ class Runtime:
                 failed = self.spec.fail_fast
             elif here is not None and 0 < len(ran.value) <= call.inline:
                 begun = time.perf_counter()
-                with _Unit(here, call.recording, source.run_id, name) as unit:
+                with _Unit(here, _in_passing(call), source.run_id, name) as unit:
                     one.worked_on = self._work_on(here, unit, source, ran.value, 0)
                 one.inline_s = time.perf_counter() - begun
                 failed = self.spec.fail_fast and any(
@@ -204,7 +209,7 @@ class Runtime:
         for source, rans, items in inline:
             end = end_of[source.position]
             end.failures, end.recorded = self._failures(
-                here, call.recording, source, upstream, rans, items, 0
+                here, _in_passing(call), source, upstream, rans, items, 0
             )
             values[source.position] = [ran.value for ran in rans if ran.error is None]
         return Packed.of([values.get(source.position, []) for source in call.sources])
@@ -334,6 +339,11 @@ def _with_own_tracking(function: Callable[P, R], *arguments: P.args, **keywords:
         return function(*arguments, **keywords)
 
 
+def _in_passing(call: ExpandCall) -> Recording:
+    """What Prefect sees of items that are worked on where they are found: at most their unit."""
+    return replace(call.recording, each=False)
+
+
 def item_name(stage: Stage, source: SourceCall, position: int) -> str:
     """Name of an item's task run in the UI."""
     return f"{stage.name}[{source.label} {position}]"
@@ -353,60 +363,82 @@ def unit_name(stage: Stage, call: ExpandCall) -> str:
 
 
 class _Bound:
-    """A stage whose function also checks what it returns.
+    """A stage made ready to be called.
 
-    The check is inside the task, so that a task run whose value is refused is Failed in the
-    UI too. Where a task's function is called alone, the batch is checked as a whole.
+    Args:
+        stage: the stage.
+        signals: exceptions that are not caught.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, signals: tuple[type[BaseException], ...]) -> None:
         self.stage = stage
-        self.task: Task[..., Any] | None = None
+        self.task = stage.task
+        self._signals = signals
+        self.function = _collecting(stage.function if stage.task is None else stage.task.fn)
         self.quick = False  # calling the function alone leaves nothing out
-        function = _plain(stage.function if stage.task is None else stage.task.fn)
-        self.function = function if stage.last else _with_check(function, stage)
-        if stage.task is None:
-            return
-        task = copy(stage.task)
-        self.quick = not needs_engine(task)
-        task.fn = _with_check(function, stage)
-        task.isasync = inspect.iscoroutinefunction(task.fn)
-        task.isgenerator = False
-        self.task = task
+        if stage.task is not None:
+            self.quick = not needs_engine(stage.task)
+            if stage.task.isgenerator:
+                self.task = copy(stage.task)
+                self.task.isgenerator = False
+                if stage.task.isasync:
+                    self.task.fn = self.function
 
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that returns its items, whether it returned or yielded them before."""
-    if inspect.isasyncgenfunction(function):
-
-        @functools.wraps(function)
-        async def collected(*args: Any, **kwargs: Any) -> list[Any]:
-            return [item async for item in function(*args, **kwargs)]
-
-        return collected
-    return function
-
-
-def _with_check(function: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
-    def check(value: Any) -> Any:
-        if not stage.last:
-            value = as_items(stage.name, value)
-        require_picklable(stage.name, value)
+    def check(self, value: Any) -> Any:
+        """Refuse what the stage must not return; a State stands for its result."""
+        value = unwrapped(value)
+        if not self.stage.last:
+            value = as_items(self.stage.name, value)
+        elif isinstance(value, Generator):
+            value = list(value)
         return value
 
-    if inspect.iscoroutinefunction(function):
+    def check_alone(self, value: Any) -> Any:
+        """The same, and whether it can travel: for a value that is a task run of its own."""
+        value = self.check(value)
+        require_picklable(self.stage.name, value)
+        return value
 
-        @functools.wraps(function)
-        async def checked_async(*args: Any, **kwargs: Any) -> Any:
-            return check(await function(*args, **kwargs))
+    def call(self, item: Any) -> _Ran:
+        """Call the function alone."""
+        try:
+            value = self.function(item)
+            if inspect.iscoroutine(value):
+                value = run_coroutine(value)
+            value = self.check(value)
+            if not self.stage.last:
+                require_picklable(self.stage.name, value)
+        except self._signals:
+            raise
+        except BaseException as error:
+            return _Ran(error=error)
+        return _Ran(value=value)
 
-        return checked_async
+    def run(self, item: Any, task_run: TaskRun, *, recorded: bool) -> _Ran:
+        """Run the task through Prefect's engine."""
+        assert self.task is not None
+        run = partial(run_task, check=self.check_alone, recorded=recorded)
+        try:
+            # The engines leave context variables behind in async runs; a copy takes them along.
+            value = copy_context().run(run, self.task, item, task_run)
+        except self._signals:
+            raise
+        except BaseException as error:
+            return _Ran(error=error, attempts=task_run.run_count)
+        return _Ran(value=value, attempts=task_run.run_count)
 
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        return check(function(*args, **kwargs))
 
-    return checked
+def _collecting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that gives a list where it was an async generator, which nobody can await."""
+    called = function if inspect.isroutine(function) else type(function).__call__
+    if not inspect.isasyncgenfunction(called):
+        return function
+
+    @functools.wraps(function, updated=())
+    async def collected(*args: Any, **kwargs: Any) -> list[Any]:
+        return [item async for item in function(*args, **kwargs)]
+
+    return collected
 
 
 class _Unit:
@@ -445,47 +477,27 @@ class _Unit:
 
     def run(self, item: Any, run_id: UUID, name: str) -> _Ran:
         """Run the stage on one source or item."""
-        task = self._bound.task
-        if task is None or (self._bound.quick and not self._recording.each):
-            return _call(self._bound.function, item)
-        if self._recording.each:
-            upstream = self._recording.upstream
-            return _run(run_recorded, task, item, run_id=run_id, name=name, upstream=upstream)
-        return _run(run_unrecorded, task, item, run_id=self._log_run_id, name=name)
-
-
-def _run(
-    runner: Callable[..., Any],
-    task: Task[..., Any],
-    item: Any,
-    *,
-    run_id: UUID,
-    name: str,
-    upstream: UUID | None = None,
-) -> _Ran:
-    task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
-    try:
-        # The engines leave context variables behind in async runs; a copy takes them along.
-        value = copy_context().run(runner, task, item, task_run)
-    except CAUGHT as error:
-        return _Ran(error=error, attempts=task_run.run_count)
-    return _Ran(value=value, attempts=task_run.run_count)
-
-
-def _call(function: Callable[..., Any], item: Any) -> _Ran:
-    try:
-        value = function(item)
-        if inspect.iscoroutine(value):
-            value = run_coroutine(value)
-    except CAUGHT as error:
-        return _Ran(error=error)
-    return _Ran(value=value)
+        bound, recording = self._bound, self._recording
+        if bound.task is None or (bound.quick and not recording.each):
+            return bound.call(item)
+        if recording.each:
+            task_run = new_task_run(
+                bound.task, run_id=run_id, name=name, upstream=recording.upstream
+            )
+        else:
+            task_run = new_task_run(bound.task, run_id=self._log_run_id, name=name)
+        return bound.run(item, task_run, recorded=recording.each)
 
 
 def _refuse_unpicklable(stage: str, ended: Sequence[_Ran]) -> None:
     """Make failures of values that cannot travel."""
+    values = [ran.value for ran in ended if ran.error is None]
+    # Exceptions with arguments of their own often pickle and then cannot be unpickled.
+    suspicious = any(isinstance(value, BaseException) for value in values)
     try:
-        dumps([ran.value for ran in ended if ran.error is None])
+        payload = dumps(values)
+        if suspicious:
+            loads(payload)
     except Exception:
         # One of them is at fault; the way to find out which is to try each.
         for ran in ended:

@@ -15,15 +15,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy, TaskRunResult
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.settings.context import get_current_settings
 from prefect.states import Pending
-from prefect.task_engine import (
-    AsyncTaskRunEngine,
-    SyncTaskRunEngine,
-    run_task_async,
-    run_task_sync,
-)
+from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, run_task_sync
 from prefect.tasks import MaterializingTask
+from prefect.transactions import AsyncTransaction, Transaction
 from prefect.utilities.annotations import quote
 from prefect.utilities.callables import get_call_parameters
 
@@ -102,34 +99,46 @@ def new_task_run(
     )
 
 
-def run_recorded(task: Task[..., Any], item: Any, task_run: TaskRun) -> Any:
-    """Run a task on an item as the given task run.
+Check = Callable[[Any], Any]
+
+
+def run_task(
+    task: Task[..., Any], item: Any, task_run: TaskRun, *, check: Check, recorded: bool
+) -> Any:
+    """Run a task on an item, with everything that the task asks for.
+
+    Args:
+        task: the task.
+        item: the item.
+        task_run: the task run that it is; where it is not recorded, the one whose page gets
+            the logs.
+        check: looks at what the task returns, and may replace or refuse it. It is called by
+            the engine, so that a task run whose value is refused is Failed in the UI too;
+            wrapping the task's function instead would change its cache key.
+        recorded: whether the API is told.
 
     Returns:
-        What the task returned.
+        What the task returned, checked.
 
     Raises:
         Exception: what the task raised when its retries were used up.
     """
     parameters = call_parameters(task, item)
     if task.isasync:
-        value = run_coroutine(run_task_async(task, task_run=task_run, parameters=parameters))
+        kind = _AsyncEngine if recorded else _QuietAsyncEngine
+        engine = kind(task=task, parameters=parameters, task_run=task_run)
+        engine.check = check
+        value = run_coroutine(_run_async(engine))
     else:
-        value = run_task_sync(task, task_run=task_run, parameters=parameters)
-    return _unwrapped(value)
+        kind_sync = _SyncEngine if recorded else _QuietSyncEngine
+        engine_sync = kind_sync(task=task, parameters=parameters, task_run=task_run)
+        engine_sync.check = check
+        value = _run_sync(engine_sync)
+    return check(unwrapped(value)) if isinstance(value, State) else value
 
 
-def run_unrecorded(task: Task[..., Any], item: Any, task_run: TaskRun) -> Any:
-    """Run a task with its retries, timeout, hooks and cache policy, unknown to the API.
-
-    The `task_run` is the one whose page gets the logs.
-    """
-    parameters = call_parameters(task, item)
-    if task.isasync:
-        return _unwrapped(run_coroutine(_run_async(task, parameters, task_run)))
-    engine: SyncTaskRunEngine[..., Any] = _QuietSyncEngine(
-        task=task, parameters=parameters, task_run=task_run
-    )
+def _run_sync(engine: SyncTaskRunEngine[Any, Any]) -> Any:
+    """Do what Prefect's `run_task_sync` does, with an engine of ours."""
     with engine.start():
         while engine.is_running():
             engine.wait_until_ready()
@@ -139,13 +148,10 @@ def run_unrecorded(task: Task[..., Any], item: Any, task_run: TaskRun) -> Any:
                 engine.transaction_context() as transaction,
             ):
                 engine.call_task_fn(transaction)
-    return _unwrapped(engine.result())
+    return engine.result()
 
 
-async def _run_async(task: Task[..., Any], parameters: dict[str, Any], task_run: TaskRun) -> Any:
-    engine: AsyncTaskRunEngine[..., Any] = _QuietAsyncEngine(
-        task=task, parameters=parameters, task_run=task_run
-    )
+async def _run_async(engine: AsyncTaskRunEngine[Any, Any]) -> Any:
     async with engine.start():
         while engine.is_running():
             await engine.wait_until_ready()
@@ -189,16 +195,12 @@ def run_as_unit(
 
 def needs_engine(task: Task[..., Any]) -> bool:
     """Whether a task has anything that calling its function alone would leave out."""
-    settings = get_current_settings()
-    persists = (
-        task.persist_result
-        if task.persist_result is not None
-        else (
-            settings.tasks.default_persist_result
-            if settings.tasks.default_persist_result is not None
-            else settings.results.persist_by_default
-        )
-    )
+    flow_context = FlowRunContext.get()
+    persists = task.persist_result
+    if persists is None:
+        persists = get_current_settings().tasks.default_persist_result
+    if persists is None and flow_context is not None:
+        persists = flow_context.persist_result
     tags_context = TagsContext.get()
     return bool(
         task.retries
@@ -234,7 +236,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return portal.call(in_our_context)
 
 
-def _unwrapped(value: Any) -> Any:
+def unwrapped(value: Any) -> Any:
     """A state that a task returned stands for its result, as everywhere in Prefect."""
     if not isinstance(value, State):
         return value
@@ -260,7 +262,34 @@ def _enter_state(task_run: TaskRun, last: State[Any], new: State[Any]) -> None:
         task_run.end_time = cast(Any, new.timestamp)
 
 
-class _QuietSyncEngine(SyncTaskRunEngine[Any, Any]):
+def _checked(check: Check, result: Any) -> Any:
+    if isinstance(result, State):
+        return result  # the engine decides what it means; its value is checked afterwards
+    if isinstance(result, ResultRecord):
+        check(result.result)  # from Prefect's cache
+        return result
+    return check(result)
+
+
+class _SyncEngine(SyncTaskRunEngine[Any, Any]):
+    """Prefect's engine, which also checks what the task returns."""
+
+    check: Check
+
+    def handle_success(self, result: Any, transaction: Transaction) -> Any:
+        return super().handle_success(_checked(self.check, result), transaction)
+
+
+class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
+    """The same for async tasks."""
+
+    check: Check
+
+    async def handle_success(self, result: Any, transaction: AsyncTransaction) -> Any:
+        return await super().handle_success(_checked(self.check, result), transaction)
+
+
+class _QuietSyncEngine(_SyncEngine):
     """Prefect's engine, with everything but the events: nobody is told of the states."""
 
     def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
@@ -272,7 +301,7 @@ class _QuietSyncEngine(SyncTaskRunEngine[Any, Any]):
         """A line for each item would bury the log of the source."""
 
 
-class _QuietAsyncEngine(AsyncTaskRunEngine[Any, Any]):
+class _QuietAsyncEngine(_AsyncEngine):
     """The same for async tasks."""
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:

@@ -45,6 +45,20 @@ class Packed:
         return Packed, (self.payload,)
 
 
+class Unpacked(Packed):
+    """A value that has been unpacked already."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(b"")
+        self._value = value
+
+    def value(self) -> Any:
+        """The value."""
+        return self._value
+
+
 NOTHING = Packed.of([])
 
 
@@ -60,7 +74,9 @@ def require_picklable(stage: str, value: Any) -> None:
             locks and connections where they are used.
     """
     try:
-        dumps(value)
+        payload = dumps(value)
+        if isinstance(value, BaseException):
+            loads(payload)  # exceptions with arguments of their own often fail only here
     except Exception as error:
         raise Unpicklable(
             f"{stage} returned a value of type {type(value).__name__} that cannot be pickled "
