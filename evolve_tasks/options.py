@@ -27,8 +27,8 @@ class Limits(_Frozen):
 
     Args:
         in_flight: items that may be submitted and unfinished at a time, over all stages
-            (N >= 1). `None`: four per worker thread and at least 16, times the batch size,
-            so that a thread always finds its next piece of work on its own worker.
+            (N >= 1). `None`: four units per worker thread and at least 16, so that a thread
+            always finds its next piece of work on its own worker.
         buffered: items that may be discovered and not yet submitted (N >= 1). While it is
             reached nothing more is expanded; one fan-out may stand above it, because a
             source says how many items it gives only when it gives them.
@@ -125,11 +125,13 @@ class EvolveOptions(_Frozen):
         on_failure: `"finish"` (run everything else, then raise), `"fail_fast"` (start
             nothing more, let what runs end, raise), `"ignore"` (never raise), or
             `tolerate(count=…, ratio=…)`.
-        batch: items that run together in one Dask task (N >= 1); `"auto"` is 1 for now.
+        batch: items that run together in one Dask task (N >= 1). `"auto"`: measured durations
+            decide, aiming at half a second, and less while threads would be idle; a short
+            list is worked on where it was found.
         record: how finely Prefect sees the work. `"items"`: a task run for each source and
-            item. `"sources"`: one for each source, its items are plain Dask tasks.
-            `"auto"`: items until `record_budget` task runs are spent, sources from then on;
-            an item that fails still gets a task run of its own.
+            item. `"batches"`: one for each batch, and one for each source or item that
+            fails. `"sources"`: one for each source, its items are not recorded. `"auto"`:
+            items while they fit into `record_budget`, batches from then on.
         record_budget: task runs that `record="auto"` may spend on items (N >= 0). 500 keeps
             a run readable in the UI (its graph asks above 2,000 nodes) and costs a server
             on SQLite, at 30 to 40 task runs a second, about 15 s.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     TaskRunFilter,
@@ -21,6 +22,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.client.schemas.sorting import TaskRunSort
+from prefect.exceptions import PrefectHTTPStatusError
 
 PAGE = 200  # ids in one question: Prefect's own limit for a page of task runs
 FIRST_PAUSE_S = 0.05
@@ -53,7 +55,19 @@ def wait_until_recorded(
     with get_client(sync_client=True) as client:
         while missing:
             page, rest = missing[:PAGE], missing[PAGE:]
-            unknown = _unrecorded(client, page)
+            try:
+                unknown = _unrecorded(client, page)
+            except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+                # What ran is not undone by an API that is away; the run's outcome stands.
+                logger.warning(
+                    "The Prefect API does not answer (%s: %s), so nobody knows whether %d of %d "
+                    "task runs were recorded: they ran, but the UI may not show them.",
+                    type(error).__name__,
+                    error,
+                    len(missing),
+                    len(run_ids),
+                )
+                return len(missing)
             if len(unknown) < len(page):
                 progress_at, pause_s = time.monotonic(), FIRST_PAUSE_S
             elif time.monotonic() - progress_at > no_progress_s:

@@ -107,7 +107,9 @@ class _Sources:
         if isinstance(call, Lost):
             self._answers.put_nowait((unit, call))
             return
-        answer = await self._answer(unit, self._submitter.expand(unit, call))
+        answer = await self._answer(
+            unit, self._submitter.expand(unit, call, kept=self._run.core.keeps(unit))
+        )
         if isinstance(answer, Measure):
             self._submitter.measured(unit, answer)
         granted: asyncio.Queue[Process | None] = asyncio.Queue()

@@ -20,7 +20,7 @@ class Carrier(Protocol):
         """Begin to take sources; the answer is an `Arrival`."""
         ...
 
-    def expand(self, unit: int, call: ExpandCall) -> None:
+    def expand(self, action: Expand, call: ExpandCall) -> None:
         """Begin an expansion."""
         ...
 
@@ -98,7 +98,7 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
                 if isinstance(call, Lost):
                     refused.append((action.unit, call))
                 else:
-                    carrier.expand(action.unit, call)
+                    carrier.expand(action, call)
             case Process() as action:
                 carrier.process(action, run.process_call(action))
             case Release(unit):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from evolve_tasks.core.actions import Expand
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Window
@@ -67,12 +68,11 @@ class _NestedCarrier(FutureCarrier):
         self, run: EvolvingRun, submitter: Submitter, share: Shares | None, threads: int
     ) -> None:
         super().__init__(run, submitter)
-        self._run = run
         self._share = share
         self._threads = threads
         self._budget = _within_source(failure_budget(run.options.on_failure))
 
-    def expand(self, unit: int, call: ExpandCall) -> None:
+    def expand(self, action: Expand, call: ExpandCall) -> None:
         ledger, threads = self._run.ledger, self._threads
         # Several sources spend at the same time: each gets a part of what is left, and gives
         # back what it did not need.
@@ -89,7 +89,7 @@ class _NestedCarrier(FutureCarrier):
             in_units=ledger.in_units,
             budget=self._budget,
         )
-        self.ended.add(unit, self.submitter.nested(unit, nested))
+        self.ended.add(action.unit, self.submitter.nested(action.unit, nested))
 
 
 def _within_source(budget: FailureBudget) -> FailureBudget:

@@ -9,7 +9,7 @@ from contextvars import copy_context
 
 from prefect.context import SyncClientContext
 
-from evolve_tasks.core.actions import Process
+from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
 from evolve_tasks.feeding import take
@@ -44,13 +44,13 @@ class _InTurn:
     def pull(self, most: int) -> None:
         self._due.append((PULLED, lambda: take(self._sources, most)))
 
-    def expand(self, unit: int, call: ExpandCall) -> None:
+    def expand(self, action: Expand, call: ExpandCall) -> None:
         def answer() -> Answer:
             expansion = self._runtime.expand(call)
-            self._expansions[unit] = expansion
+            self._expansions[action.unit] = expansion
             return measure(expansion)
 
-        self._due.append((unit, answer))
+        self._due.append((action.unit, answer))
 
     def process(self, action: Process, call: ProcessCall) -> None:
         def answer() -> Answer:

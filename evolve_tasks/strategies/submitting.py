@@ -10,7 +10,7 @@ from uuid import uuid4
 import distributed
 from distributed import Client, Future
 
-from evolve_tasks.core.actions import Process
+from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.errors import ClusterLost, InvalidInput
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
 from evolve_tasks.feeding import Arrival, SourceFeed
@@ -77,10 +77,11 @@ class Submitter:
         if self._stopped:
             self.client.unregister_worker_plugin(stop_name(self._run))
 
-    def expand(self, unit: int, call: ExpandCall) -> Future[Any]:
+    def expand(self, unit: int, call: ExpandCall, *, kept: bool) -> Future[Any]:
         """Submit an expansion; the future is that of its measure, its list stays there."""
         stage = self._stages[call.stage]
-        expansion = self._submit(stage, unit, units.expand, self._run, call, priority=EXPAND)
+        priority = PROCESS if kept else EXPAND
+        expansion = self._submit(stage, unit, units.expand, self._run, call, priority=priority)
         self._expansions[unit] = expansion
         return self.client.submit(
             units.measure,
@@ -232,6 +233,7 @@ class FutureCarrier:
 
     def __init__(self, run: EvolvingRun, submitter: Submitter) -> None:
         self.submitter = submitter
+        self._run = run
         self.ended = Ended()
         self._feed = SourceFeed(run.sources, self.ended.tell)
         run.wake = lambda: self.ended.tell(None)
@@ -239,8 +241,11 @@ class FutureCarrier:
     def pull(self, most: int) -> None:
         self._feed.request(most)
 
-    def expand(self, unit: int, call: ExpandCall) -> None:
-        self.ended.add(unit, self.submitter.expand(unit, call))
+    def expand(self, action: Expand, call: ExpandCall) -> None:
+        self.ended.add(
+            action.unit,
+            self.submitter.expand(action.unit, call, kept=self._run.core.keeps(action.unit)),
+        )
 
     def process(self, action: Process, call: ProcessCall) -> None:
         self.ended.add(action.unit, self.submitter.process(action, call))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,3 +141,42 @@ def test_a_spent_budget_stops_the_run(case: Case, strategy: str, thread_workers:
     assert 1 <= counts.failed == len(outcome.failures) < 30
     assert counts.done == 0
     assert "stopped early" in str(EvolveFailed(outcome))
+
+
+# What batches and records could change: values, order, failures, attempts, equal items.
+CORE_CASES = [
+    case
+    for case in CASES
+    if case.name
+    in {
+        "small",
+        "skewed",
+        "sync and async",
+        "equal items",
+        "both fail",
+        "retries succeed",
+        "retries fail",
+        "unpicklable results",
+        "wrong kinds",
+    }
+]
+
+
+@pytest.mark.parametrize("record", ["items", "batches", "sources", "auto"])
+@pytest.mark.parametrize("batch", [1, 7, "auto"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.timeout(600)
+def test_batches_and_records_change_nothing(
+    strategy: str, batch: int | str, record: str, thread_workers: str
+) -> None:
+    cases = [
+        replace(case, options={**case.options, "batch": batch, "record": record})
+        for case in CORE_CASES
+        # 544 task runs in a row say nothing that 17 do not.
+        if not (record == "items" and case.name in ("skewed", "equal items"))
+    ]
+    ended = run_cases(EvolveTaskRunner(address=thread_workers), strategy, cases)
+    for case in cases:
+        one = ended[case.name]
+        assert not isinstance(one, BaseException), (case.name, one)
+        check(case, *one)

@@ -152,22 +152,35 @@ def test_sources_only(strategy: str, diary: Path, process_workers: str) -> None:
     check_graph(runs)
 
 
+@pytest.mark.parametrize("options", [{"record_budget": 0}, {"record": "batches"}], ids=str)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_spent_budget_leaves_failures_visible(
-    strategy: str, diary: Path, process_workers: str
+def test_units_are_task_runs_and_failures_stand_alone(
+    strategy: str, options: dict[str, Any], diary: Path, process_workers: str
 ) -> None:
-    """Beyond the budget items are not recorded, but each that fails is."""
-    flow_run_id = run(
-        EvolveTaskRunner(address=process_workers), diary, strategy=strategy, record_budget=0
-    )
-    runs = runs_of(flow_run_id)
+    """Beyond the budget a unit is one task run, and whatever fails in it is one of its own."""
+    runner = EvolveTaskRunner(address=process_workers)
+    runs = runs_of(run(runner, diary, strategy=strategy, **options))
     assert executions(diary) == {"parse": 4, "process": ITEMS}
-    failed = [run for run in runs if run.name.startswith("process[")]
-    assert [run.state_name for run in failed] == ["Failed"]
-    assert failed[0].state is not None
-    assert "a tenth item" in (failed[0].state.message or "")
-    assert failed[0].name.endswith(" 9]")
-    check_graph(runs)
+    assert all(run.state is not None and run.state.is_final() for run in runs)
+    failed = sorted(run.name for run in runs if run.state_name == "Failed")
+    assert [name.partition("[")[0] for name in failed] == ["parse", "process"]
+    assert failed[1].endswith(" 9]")
+    messages = {run.state.message for run in runs if run.state_name == "Failed" and run.state}
+    assert {message.rpartition(": ")[2] for message in messages if message} == {
+        "a bad source",
+        "a tenth item",
+    }
+    completed = [run for run in runs if run.state_name == "Completed"]
+    assert len(completed) + len(failed) == len(runs)
+    # Every execution saw the task run that its logs go to, and the API has each of them.
+    noted = {path.name.partition("-")[2][:36] for path in diary.iterdir()}
+    assert noted == {str(run.id) for run in completed}
+    # A batch hangs under the unit that found its items.
+    ids = {run.id for run in runs}
+    for child in runs:
+        assert inputs(child) <= ids
+        if child.name.startswith("process["):
+            assert inputs(child), child.name
 
 
 @pytest.mark.parametrize("strategy", ["as_completed", "nested"])

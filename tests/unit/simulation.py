@@ -1,0 +1,964 @@
+"""Random runs of the core, each told by its seed, with every promise checked at every step.
+
+The simulation keeps its own books, in another form than the core does: the core counts the open
+children of a list, the simulation everything alive below a unit and below a source. It knows the
+rules at the top of `core/evolution.py` and looks whether each action was allowed, and whether none
+was missing. Sizes come from `core/batching.py`, which has tests of its own, fed with own books.
+
+What can be promised of what waits. Call W the items that wait and P = W + all items that the
+expansions in flight are going to give. An answer never raises P, only a start does. A start needs
+W + (expansions in flight and started) * expected <= buffered, or to be alone with W <= buffered.
+Where all fan-outs are F, and one is known, expected is F and so P <= buffered + F, hence W too.
+Before one is known `UNKNOWN_FAN_OUT` is expected, so U <= max(1, buffered // UNKNOWN_FAN_OUT)
+expansions may be in flight, and W <= U * F until they are worked off; for F <= UNKNOWN_FAN_OUT
+that is below `buffered` anyway. Each further expanding stage may add one F, because inner items
+above the bound can only become fewer by being expanded. Fan-outs that differ allow no bound on W
+but on each start, which is checked for every program.
+
+    python -m tests.unit.simulation 4711      # run seed 4711 and write down what happened
+    python -m tests.unit.simulation 4711 2    # the same with two stages, whatever the seed says
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from random import Random
+from typing import Any, NamedTuple, NoReturn
+
+from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull, Release, SourceDone
+from evolve_tasks.core.assembly import Assembly, Portion
+from evolve_tasks.core.batching import Durations, inline_items, unit_size
+from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
+from evolve_tasks.core.evolution import (
+    LARGEST_GROUP,
+    LARGEST_UNIT,
+    UNKNOWN_FAN_OUT,
+    Evolution,
+    Window,
+)
+from evolve_tasks.errors import IllegalEvent
+
+MOST_STEPS = 20_000  # the longest run that a program can ask for takes some 2,000
+PULL = -1  # stands among the units in flight for the sources that were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A failure policy in plain terms, judged here without the core."""
+
+    kind: str  # finish, fail_fast, ignore or tolerate
+    count: int | None = None
+    ratio: float | None = None
+
+    def budget(self) -> FailureBudget:
+        match self.kind:
+            case "finish":
+                return Finish()
+            case "fail_fast":
+                return FailFast()
+            case "ignore":
+                return Ignore()
+            case _:
+                return Bounded(self.count, self.ratio)
+
+    def stops(self, failed: int, known: int, complete: bool) -> bool:
+        """Whether nothing more may start."""
+        if self.kind == "fail_fast":
+            return failed > 0
+        return self.kind == "tolerate" and (
+            self._too_many(failed) or (complete and self._too_large_a_share(failed, known))
+        )
+
+    def rejects(self, failed: int, known: int) -> bool:
+        """Whether the run has to raise."""
+        if self.kind in ("finish", "fail_fast"):
+            return failed > 0
+        return self.kind == "tolerate" and (
+            self._too_many(failed) or self._too_large_a_share(failed, known)
+        )
+
+    def _too_many(self, failed: int) -> bool:
+        return self.count is not None and failed > self.count
+
+    def _too_large_a_share(self, failed: int, known: int) -> bool:
+        return (
+            self.ratio is not None and known > 0 and Fraction(failed, known) > Fraction(self.ratio)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a run is given, and how its world behaves."""
+
+    stages: int
+    window: Window
+    buffered: int
+    batch: int | None
+    policy: Policy
+    sources: int
+    sources_known: bool
+    says_ended: bool  # an answer to a pull says whether there are more
+    sources_break_at: int | None  # the iterable of sources raises here
+    adopted: tuple[Found, ...] | None  # the run starts with these, and has no sources
+    fan_out: int | None  # the same for all, or None for a mixture
+    most_items: int  # a mixture stays below, so that a seed takes milliseconds
+    large: int  # the largest fan-out of a mixture
+    parse_s: float
+    item_s: float
+    expansion_fails: float
+    unit_lost: float
+    item_fails: float
+    runs_whole: float
+    runs_in_part: float
+    not_run_after_stop: float
+    pulls_at_once: bool  # as the strategies do; otherwise sources come at any later time
+    order: str  # which unit ends next: random, first, last, slow
+    resizes: float
+    stops: float
+    stops_in_group: float
+
+    def core(self) -> Evolution:
+        return Evolution(
+            stages=self.stages,
+            window=self.window,
+            buffered=self.buffered,
+            batch=self.batch,
+            budget=self.policy.budget(),
+            sources_known=self.sources if self.sources_known else None,
+        )
+
+
+SECONDS = (0.0, 1e-5, 1e-3, 0.02, 0.3, 3.0)
+
+
+def program_of(random: Random, stages: int | None = None) -> Program:
+    """Draw a program."""
+    adopts = stages is None and random.random() < 0.06
+    stages = stages or (2 if adopts else random.choice((2, 2, 2, 2, 3, 3, 4)))
+    sources = random.choice((0, 1, 2, *(random.randint(3, 30) for _ in range(7))))
+    most_items = random.choice((20, 60, 150, 150, 300, 300, 600, 1_500))
+    fan_out = None
+    if random.random() < 0.4:
+        fan_out = random.choice((0, 1, 2, 3, 5, 8, 20, 100, 130))
+        while sources > 3 and sources * fan_out ** (stages - 1) > most_items:
+            sources //= 2
+        while sources * fan_out ** (stages - 1) > most_items:
+            fan_out //= 2
+    certain = random.random() < 0.04  # everything fails
+    batch = random.choice((None, None, None, None, None, None, 1, 1, 2, 3, 4, 5, 6, 8))
+    if batch is None and random.random() < 0.3:
+        sources *= 8  # so that there are groups
+        most_items *= 2
+        fan_out = None if fan_out is None or fan_out > 5 else fan_out // 2
+    return Program(
+        stages=stages,
+        window=_window(random, batch),
+        buffered=random.choice((1, 2, 5, 10, 50, 200, 1_000, 10_000, random.randint(1, 10_000))),
+        batch=batch,
+        policy=_policy(random),
+        sources=0 if adopts else sources,
+        sources_known=random.random() < 0.5,
+        says_ended=random.random() < 0.4,
+        sources_break_at=random.randint(0, sources) if random.random() < 0.05 else None,
+        adopted=_adopted(random) if adopts else None,
+        fan_out=fan_out,
+        most_items=most_items,
+        large=random.choice((3, 10, 40, 500)),
+        parse_s=random.choice(SECONDS),
+        item_s=random.choice(SECONDS),
+        expansion_fails=1.0 if certain else random.choice((0, 0, 0, 0.05, 0.3)),
+        unit_lost=random.choice((0, 0, 0.05, 0.5)),
+        item_fails=1.0 if certain else random.choice((0, 0, 0, 0.02, 0.1, 0.5)),
+        runs_whole=random.choice((0, 0, 0, 0.3, 1.0)),
+        runs_in_part=random.choice((0, 0, 0.1)),
+        not_run_after_stop=random.choice((0, 0.5, 0.5, 1.0)),
+        pulls_at_once=random.random() < 0.6,
+        order=random.choice(("random", "random", "first", "last", "slow")),
+        resizes=random.choice((0, 0, 0.02, 0.1)),
+        stops=random.choice((0, 0, 0, 0.02)),
+        stops_in_group=random.choice((0, 0.5)),
+    )
+
+
+def _window(random: Random, batch: int | None) -> Window:
+    threads = random.choice((1, 1, 2, 4))
+    if random.random() < 0.4:
+        return Window(units=random.choice((1, 2, 4, 10)), threads=threads)
+    # Units of several items need a window of several for each thread.
+    wide = batch is None and random.random() < 0.4
+    return Window(random.randint(1, 200 if wide else 20), threads=threads)
+
+
+def _adopted(random: Random) -> tuple[Found, ...]:
+    sizes = [random.choice((0, 1, random.randint(0, 60))) for _ in range(random.randint(0, 9))]
+    return tuple(
+        Found(size, random.choice((0, 0, size, random.randint(0, size)))) for size in sizes
+    )
+
+
+def _policy(random: Random) -> Policy:
+    kind = random.choice(("finish", "fail_fast", "ignore", "tolerate", "tolerate"))
+    if kind != "tolerate":
+        return Policy(kind)
+    count = random.choice((0, 1, 2, 5, 20))
+    # Shares that a float holds exactly; test_core_rules.py has the others.
+    ratio = random.choice((0.0, 0.125, 0.25, 0.5, 1.0))
+    match random.choice(("count", "ratio", "both")):
+        case "count":
+            return Policy(kind, count=count)
+        case "ratio":
+            return Policy(kind, ratio=ratio)
+        case _:
+            return Policy(kind, count=count, ratio=ratio)
+
+
+class Step(NamedTuple):
+    """One event and what the core answered: a line of the log."""
+
+    event: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    actions: list[Action]
+
+
+@dataclass(slots=True)
+class _Subtree:
+    """All that a unit gave, or all that came from a source: what of it is alive."""
+
+    name: str
+    alive: int = 0  # expansions in flight, items in flight and items waiting, at any depth
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class _Items:
+    """The items that one expansion gave."""
+
+    key: tuple[int, int]
+    stage: int
+    source: int
+    within: tuple[_Subtree, ...]  # units and the source that contain them
+    size: int
+    next: int  # first item that was not submitted
+
+
+class BrokenPromise(AssertionError):
+    """The core did what it must not do, or did not do what it must."""
+
+
+class Simulation:
+    """One run. `run()` drives it to its end and raises `BrokenPromise` if a promise is broken."""
+
+    def __init__(self, seed: int, *, stages: int | None = None) -> None:
+        self.random = Random(seed)
+        self.program = program = program_of(self.random, stages)
+        self.core = program.core()
+        self.log: list[Step] = []
+        # Only where there is one list of items for each source can it be put together here.
+        plain = program.stages == 2 and program.adopted is None
+        self.assembly = Assembly() if plain else None
+        self.expected_results: dict[int, dict[int, str]] = {}
+        self.expected_failures: list[tuple[int, ...]] = []
+
+        self._last = program.stages - 1
+        self._window = program.window
+        self._durations = [Durations() for _ in range(program.stages)]
+        self._units: dict[int, Expand | Process] = {}
+        self._order: list[int] = []  # units in flight, in the order in which they began
+        self._answered: list[int] = []
+        self._issued = 0
+        self._pulling = 0
+        self._arriving = 0  # sources that came and whose expansion has to begin
+        self._flying = 0
+        self._expanding = 0
+        self._processing = 0
+        self._overtaking = 0  # expansions in a row that began before items that waited
+        self._waiting = [0] * program.stages
+        self._queues: list[deque[_Items]] = [deque() for _ in range(program.stages)]
+        self._lists: dict[tuple[int, int], _Items] = {}
+        self._given_by: dict[int, _Subtree] = {}
+        self._sources: list[_Subtree] = []
+        self._due: dict[int, _Subtree] = {}  # by id(): has ended, and the core has to say so
+        self._ended = False
+        self._stopped = False
+        self._given = 0
+        self._known = 0
+        self._fan_outs = 0
+        self._most_unknown = 0
+        self._lost = 0  # expansions that failed
+        self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
+
+    # -- driving ---------------------------------------------------------------------------------
+
+    def run(self) -> Simulation:
+        random, program = self.random, self.program
+        if program.adopted is None:
+            self._tell("begin")
+        else:
+            self._adopt(program.adopted)
+        steps = 0
+        while not self.core.finished:
+            steps += 1
+            if steps > MOST_STEPS:
+                self._broken("the run does not come to an end")
+            if self._pulling and program.pulls_at_once:
+                self._answer_pull()
+                continue
+            chance = random.random()
+            if chance < program.resizes:
+                self._window = _window(random, program.batch)
+                self._tell("resize", self._window)
+                continue
+            if chance > 1 - program.stops:
+                self._stop("somebody asked for it")
+                continue
+            if 0.5 < chance < 0.51:
+                self._refuses_what_nobody_waits_for()
+                self._refuses_what_does_not_add_up()
+            if not self._order:
+                self._broken("deadlock: nothing is in flight and the run is not finished")
+            unit = self._choose()
+            if unit == PULL:
+                self._answer_pull()
+            elif isinstance(action := self._units[unit], Expand):
+                if action.stop - action.start > 1 and random.random() < program.stops_in_group:
+                    self._stop("somebody asked for it while a group was expanded")
+                self._answer_expand(action)
+            else:
+                self._answer_process(action)
+        self._check_end()
+        return self
+
+    def _choose(self) -> int:
+        order = self._order
+        match self.program.order:
+            case "first":
+                return order[0]
+            case "last":
+                return order[-1]
+            case "slow":  # whatever came first ends when nothing else is left
+                return order[self.random.randrange(1, len(order))] if len(order) > 1 else order[0]
+            case _:
+                return order[self.random.randrange(len(order))]
+
+    def _adopt(self, lists: tuple[Found, ...]) -> None:
+        self._ended = True
+        self._issued = 1
+        whole = _Subtree("unit 0")
+        self._given_by[0] = whole
+        for offset, found in enumerate(lists):
+            source = _Subtree(f"source {offset}")
+            self._sources.append(source)
+            left = found.size - found.ended
+            self._tallies[self._last][0] += left
+            if left:
+                self._open((0, offset), self._last, offset, (whole, source), found)
+            else:
+                source.closed = True  # nobody waits for it
+        if not whole.alive:
+            del self._given_by[0]
+        self._tell("adopt", lists)
+
+    def _answer_pull(self) -> None:
+        program = self.program
+        position, asked = len(self._sources), self._pulling
+        breaks = program.sources_break_at
+        end = program.sources if breaks is None else min(breaks, program.sources)
+        count = min(asked, end - position)
+        ended, keywords = count < asked, {}
+        if program.says_ended and position + count != breaks:
+            # Sources may come slowly, or be known to be the last ones.
+            if self.random.random() < 0.5:
+                count = self.random.randint(0, count)
+            ended = position + count == end and self.random.random() < 0.5
+            keywords = {"ended": ended}
+        if position + count == breaks and ended:
+            self._stop("the sources ended with OSError")
+        self._order.remove(PULL)
+        self._pulling = 0
+        self._flying -= asked
+        self._expanding -= asked
+        self._ended = ended
+        self._tallies[0][0] += count
+        for number in range(position, position + count):
+            if self.assembly is not None:
+                self.assembly.arrived(number, f"source {number}")
+            source = _Subtree(f"source {number}")
+            self._sources.append(source)
+            if self._stopped:
+                self._tallies[0][4] += 1
+                self._due[id(source)] = source
+            else:
+                source.alive = 1  # the expansion that has to be among the actions
+                self._arriving += 1
+        self._tell("sources_arrived", count, **keywords)
+
+    def _answer_expand(self, action: Expand) -> None:
+        random, program = self.random, self.program
+        unit, size = action.unit, action.stop - action.start
+        within = self._within(action)
+        self._take(unit)
+        whole = _Subtree(f"unit {unit}")
+        self._given_by[unit] = whole
+        lost = random.random() < program.expansion_fails * program.unit_lost
+        found = [Found(lost=True) if lost else self._find(action) for _ in range(size)]
+        inline = 0
+        for offset, one in enumerate(found):
+            source = action.start + offset if action.stage == 0 else action.source
+            above = within or (self._sources[source],)
+            self._enter(action, offset, source, above, one)
+            inline += one.ended - one.not_run
+        if not whole.alive:
+            self._due[id(whole)] = whole
+        if lost:
+            self._tell("expansion_lost", unit)
+            return
+        begun = sum(not one.skipped for one in found)
+        seconds = self._seconds(program.parse_s, begun)
+        inline_s = self._seconds(program.item_s, inline)
+        self._durations[action.stage].add(begun, seconds)
+        if action.stage + 1 == self._last:
+            self._durations[self._last].add(inline, inline_s)
+        self._tell("expanded", unit, found, seconds=seconds, inline_s=inline_s)
+
+    def _seconds(self, mean_s: float, count: int) -> float:
+        return mean_s * count * self.random.expovariate(1)
+
+    def _find(self, action: Expand) -> Found:
+        """How the expansion of one item ends."""
+        random, program = self.random, self.program
+        if self._stopped and random.random() < program.not_run_after_stop:
+            return Found(skipped=True)
+        if random.random() < program.expansion_fails:
+            return Found(lost=True)
+        size = self._fan_out()
+        if action.stage + 1 < self._last:
+            return Found(size)
+        ended = 0
+        if random.random() < program.runs_whole or 0 < size <= action.inline:
+            ended = size
+        elif random.random() < program.runs_in_part:
+            ended = random.randint(0, size)
+        failed = sum(random.random() < program.item_fails for _ in range(ended))
+        # A source whose items are worked on where they are found may stop itself after a failure.
+        not_run = 0
+        if (self._stopped or failed) and random.random() < 0.3:
+            not_run = random.randint(0, ended)
+            failed = min(failed, ended - not_run)
+        return Found(size, ended, failed, not_run)
+
+    def _enter(
+        self, action: Expand, offset: int, source: int, above: tuple[_Subtree, ...], one: Found
+    ) -> None:
+        """Write down how the expansion of one item ended."""
+        tally = self._tallies[action.stage]
+        if one.skipped:
+            tally[4] += 1
+        elif one.lost:
+            tally[2] += 1
+            self._lost += 1
+            self._note(source, 0, 0, [], [(source,)])
+        else:
+            self._known += 1
+            self._fan_outs += one.size
+            tally[1] += 1
+            inner = self._tallies[action.stage + 1]
+            inner[0] += one.size
+            inner[1] += one.ended - one.failed - one.not_run
+            inner[2] += one.failed
+            inner[4] += one.not_run
+            ran = one.ended - one.not_run
+            self._note_items(source, 0, ran, self.random.sample(range(ran), one.failed))
+            if self._stopped:
+                inner[4] += one.size - one.ended
+            elif one.size > one.ended:
+                within = (self._given_by[action.unit], *above)
+                self._open((action.unit, offset), action.stage + 1, source, within, one)
+        self._live(above, -1)
+
+    def _open(
+        self,
+        key: tuple[int, int],
+        stage: int,
+        source: int,
+        within: tuple[_Subtree, ...],
+        found: Found,
+    ) -> None:
+        items = _Items(key, stage, source, within, found.size, found.ended)
+        self._lists[key] = items
+        self._queues[stage].append(items)
+        self._waiting[stage] += found.size - found.ended
+        self._live(within, found.size - found.ended)
+
+    def _answer_process(self, action: Process) -> None:
+        size = action.stop - action.start
+        failing = self._failing(size)
+        not_run = 0
+        if self._stopped and self.random.random() < self.program.not_run_after_stop:
+            not_run = self.random.randint(0, size)
+            failing = [position for position in failing if position < size - not_run]
+        within = self._within(action)
+        self._take(action.unit)
+        self._processing -= 1
+        tally = self._tallies[self._last]
+        tally[1] += size - not_run - len(failing)
+        tally[2] += len(failing)
+        tally[4] += not_run
+        failing = [action.start + position for position in failing]
+        self._note_items(action.source, action.start, action.stop - not_run, failing)
+        self._live(within, -size)
+        seconds = self._seconds(self.program.item_s, size - not_run)
+        self._durations[self._last].add(size - not_run, seconds)
+        self._tell("processed", action.unit, failed=len(failing), not_run=not_run, seconds=seconds)
+
+    def _stop(self, reason: str) -> None:
+        self._drop_what_waits()
+        self._tell("stop", reason)
+
+    def _fan_out(self) -> int:
+        program, random = self.program, self.random
+        if program.fan_out is not None:
+            return program.fan_out
+        size = random.choice((0, 1, random.randint(0, 4), random.randint(0, program.large)))
+        size = min(size, max(0, program.most_items - self._given))
+        self._given += size
+        return size
+
+    def _failing(self, size: int) -> list[int]:
+        chance = self.program.item_fails
+        return [position for position in range(size) if self.random.random() < chance]
+
+    # -- results, for the assembly ---------------------------------------------------------------
+
+    def _note_items(self, source: int, start: int, stop: int, failing: list[int]) -> None:
+        if self.assembly is None:
+            return
+        values = [position for position in range(start, stop) if position not in failing]
+        self._note(source, start, stop, values, [(source, position) for position in failing])
+
+    def _note(
+        self, source: int, start: int, stop: int, done: list[int], failed: list[tuple[int, ...]]
+    ) -> None:
+        if self.assembly is None:
+            return
+        values = [f"result {source}.{position}" for position in done]
+        self.expected_results.setdefault(source, {}).update(zip(done, values, strict=True))
+        self.expected_failures += failed
+        failures = [IndexedFailure(index) for index in failed]
+        self.assembly.add(Portion(source, f"source {source}", start, stop, values, failures))
+
+    # -- the books -------------------------------------------------------------------------------
+
+    def _within(self, action: Expand | Process) -> tuple[_Subtree, ...]:
+        """What contains the items of an action; nothing where they are sources."""
+        return self._lists[action.parent, action.offset].within if action.parent >= 0 else ()
+
+    def _take(self, unit: int) -> None:
+        action = self._units.pop(unit)
+        self._order.remove(unit)
+        self._answered.append(unit)
+        self._flying -= action.stop - action.start
+        if isinstance(action, Expand):
+            self._expanding -= action.stop - action.start
+
+    def _live(self, subtrees: tuple[_Subtree, ...], more: int) -> None:
+        for subtree in subtrees:
+            subtree.alive += more
+            if subtree.alive == 0 and not subtree.closed:
+                self._due[id(subtree)] = subtree
+
+    def _drop_what_waits(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        for stage, queue in enumerate(self._queues):
+            for items in queue:
+                left = items.size - items.next
+                self._tallies[stage][4] += left
+                self._live(items.within, -left)
+            queue.clear()
+            self._waiting[stage] = 0
+
+    def _standing(self) -> tuple[int, int, bool]:
+        last = self._tallies[self._last]
+        expanding = self._expanding or self._arriving or any(self._waiting[1 : self._last])
+        return last[2] + self._lost, last[0] + self._lost, self._ended and not expanding
+
+    def _in_flight(self, arriving: int = 0) -> int:
+        """What the window bounds: items, or units where no number of items is given."""
+        if self._window.in_flight is not None:
+            return self._flying + arriving
+        return len(self._units) + bool(self._pulling) + bool(arriving)
+
+    @property
+    def _bound(self) -> int:
+        return self._window.units if self._window.in_flight is None else self._window.in_flight
+
+    def _room(self) -> int:
+        """Items that may be submitted."""
+        room = self._bound - self._in_flight()
+        return room if self._window.in_flight is not None else 10**9 * (room > 0)
+
+    def _ceiling(self) -> int:
+        if self._window.in_flight is None:
+            return LARGEST_UNIT
+        return max(1, self._window.in_flight // 2 // self._window.threads)
+
+    def _two_places(self) -> bool:
+        """Whether an expansion has a place beside the largest batch."""
+        if self._window.in_flight is None:
+            return self._window.units >= 2
+        return self._window.in_flight > (self.program.batch or self._ceiling())
+
+    # -- telling the core, and looking at what it answers ----------------------------------------
+
+    def _tell(self, event: str, *arguments: Any, **keywords: Any) -> None:
+        # Sources that come take the place of their pull, also where the window has shrunk since.
+        taken = self._in_flight(self._arriving)
+        actions: list[Action] = getattr(self.core, event)(*arguments, **keywords)
+        self.log.append(Step(event, arguments, keywords, actions))
+        if not self._stopped and self.program.policy.stops(*self._standing()):
+            if self.core.stopped is None:
+                self._broken(f"the policy is broken by {self._standing()}, and it goes on")
+            self._drop_what_waits()
+        if (self.core.stopped is not None) != self._stopped:
+            self._broken(f"stopped is {self.core.stopped!r}, which nobody asked for")
+        self._look_at(actions, taken)
+        self._check_state()
+
+    def _look_at(self, actions: list[Action], taken: int) -> None:
+        for action in actions:
+            match action:
+                case Process():
+                    self._look_at_process(action)
+                case Expand(stage=0):
+                    self._look_at_sources(action)
+                case Expand():
+                    self._look_at_expansion(action)
+                    self._look_at_inner(action)
+                case Pull():
+                    self._look_at_expansion(action)
+                    self._look_at_pull(action)
+                case Release(unit):
+                    self._close(self._given_by.pop(unit, None), action)
+                case SourceDone(source):
+                    known = source < len(self._sources)
+                    self._close(self._sources[source] if known else None, action)
+            if not self._known:
+                self._most_unknown = max(self._most_unknown, self._expanding)
+            if self._in_flight(self._arriving) > max(self._bound, taken):
+                self._broken(f"{action} makes {self._in_flight()} in flight of {self._bound}")
+        if self._arriving:
+            self._broken("sources arrived and their expansion does not begin")
+        if self._due:
+            subtree = next(iter(self._due.values()))
+            self._broken(f"{subtree.name} has ended, and it is not said")
+
+    def _look_at_sources(self, action: Expand) -> None:
+        if not self._arriving:
+            self._broken(f"{action} without new sources")
+        start = len(self._sources) - self._arriving
+        inline = self._inline_of(0)
+        if action[1:] != (0, start, -1, 0, start, len(self._sources), inline):
+            self._broken(f"{action} is not that of sources {start} on, {inline} items inline")
+        self._arriving = 0
+        self._begin_unit(action)
+
+    def _look_at_expansion(self, action: Action) -> None:
+        """Whether an expansion, or the pull before one, may begin now (rules 3 to 5)."""
+        if self._stopped:
+            self._broken(f"{action} after the stop")
+        leaves = self._queues[self._last]
+        if leaves and (self._expanding or not self._two_places()):
+            self._broken(f"{action} is preferred to items that wait")
+        if leaves and not self._processing:
+            # One expansion is kept in flight; it must not go on taking the place of a batch.
+            self._overtaking += 1
+            if self._overtaking > 1:
+                self._broken(f"{action} overtakes items of which none is in flight, again")
+        if not self._may_expand():
+            self._broken(f"{action} with {sum(self._waiting)} items waiting")
+
+    def _expected(self) -> int:
+        return max(1, -(-self._fan_outs // self._known)) if self._known else UNKNOWN_FAN_OUT
+
+    def _fits(self, more: int) -> bool:
+        """Whether what so many further expansions are expected to give fits into the buffer."""
+        coming = (self._expanding + more) * self._expected()
+        return sum(self._waiting) + coming <= self.program.buffered
+
+    def _may_expand(self) -> bool:
+        if self._expanding == 0:
+            inner = any(self._waiting[1 : self._last])
+            below = sum(self._waiting) <= self.program.buffered
+            return below or (inner and not self._queues[self._last])
+        return self._fits(1)
+
+    def _look_at_pull(self, action: Pull) -> None:
+        if self._ended or self._pulling:
+            self._broken("sources are asked for that cannot come")
+        if any(self._waiting[1 : self._last]):
+            self._broken("sources are asked for while inner items wait")
+        if sum(self._waiting) > self.program.buffered:
+            self._broken("sources are asked for above the bound of the buffer")
+        most, wanted, room = action.most, self._group(), self._room()
+        if not 1 <= most <= min(wanted, room):
+            self._broken(f"{action}: a group is {wanted}, there is room for {room}")
+        if most > 1 and not self._fits(most):
+            self._broken(f"{action}: more than the buffer is expected to hold")
+        if most < min(wanted, room) and self._fits(most + 1):
+            self._broken(f"{action}: there is room for {room} and a group is {wanted}")
+        self._pulling = most
+        self._order.append(PULL)
+        self._flying += most
+        self._expanding += most
+
+    def _group(self) -> int:
+        """Sources in one unit, by own books."""
+        parse_s, item_s = self._durations[0].mean_s, self._durations[self._last].mean_s
+        if self.program.batch is not None or self._last > 1 or parse_s is None:
+            return 1
+        left = None
+        if self.program.sources_known:
+            left = max(1, self.program.sources - len(self._sources))
+        if item_s is not None and self._expected() <= inline_items(item_s):
+            parse_s += self._expected() * item_s
+        ceiling = min(self._ceiling(), LARGEST_GROUP)
+        return unit_size(parse_s, left, self._window.threads, ceiling)
+
+    def _inline_of(self, stage: int) -> int:
+        if self.program.batch is not None or stage + 1 < self._last:
+            return 0
+        return inline_items(self._durations[self._last].mean_s)
+
+    def _look_at_inner(self, action: Expand) -> None:
+        deepest = next((s for s in range(self._last - 1, 0, -1) if self._queues[s]), None)
+        if deepest is None or action.stage != deepest:
+            self._broken(f"{action} while items of stage {deepest} wait")
+        items = self._queues[deepest][0]
+        place = (items.source, *items.key, items.next, items.next + 1, self._inline_of(deepest))
+        if action[2:] != place:
+            self._broken(f"{action} is not the next: that is {place}")
+        self._submit(items, 1)
+        self._begin_unit(action)
+
+    def _look_at_process(self, action: Process) -> None:
+        queue = self._queues[self._last]
+        if not queue:
+            self._broken(f"{action} while no item waits")
+        items = queue[0]
+        if action[1:5] != (self._last, items.source, *items.key):
+            self._broken(f"{action} is not of the list that came first, {items.key}")
+        size = self._batch_of(items)
+        if (action.start, action.stop) != (items.next, items.next + size):
+            self._broken(f"{action} is not the next batch, {items.next} to {items.next + size}")
+        self._submit(items, size)
+        self._begin_unit(action)
+        self._processing += 1
+        self._overtaking = 0
+
+    def _batch_of(self, items: _Items) -> int:
+        left = items.size - items.next
+        if self.program.batch is None:
+            mean_s, threads = self._durations[self._last].mean_s, self._window.threads
+            return min(left, unit_size(mean_s, sum(self._waiting), threads, self._ceiling()))
+        return min(left, self.program.batch, self._window.in_flight or left)
+
+    def _submit(self, items: _Items, count: int) -> None:
+        items.next += count
+        self._waiting[items.stage] -= count
+        if items.next == items.size:
+            self._queues[items.stage].popleft()
+
+    def _begin_unit(self, action: Expand | Process) -> None:
+        if self._stopped:
+            self._broken(f"{action} after the stop")
+        if action.unit != self._issued:
+            self._broken(f"{action}: the next unit is {self._issued}")
+        self._issued += 1
+        self._units[action.unit] = action
+        self._order.append(action.unit)
+        self._flying += action.stop - action.start
+        if isinstance(action, Expand):
+            self._expanding += action.stop - action.start
+
+    def _close(self, subtree: _Subtree | None, action: Action) -> None:
+        if subtree is None:
+            self._broken(f"{action} of what is not there, or is closed already")
+        if subtree.alive:
+            self._broken(f"{action} while {subtree.alive} are alive below it")
+        if subtree.closed:
+            self._broken(f"{action} a second time")
+        subtree.closed = True
+        self._due.pop(id(subtree), None)
+
+    # -- what holds after each step --------------------------------------------------------------
+
+    def _check_state(self) -> None:
+        core, program = self.core, self.program
+        waiting = sum(self._waiting)
+        if core.flying != self._flying:
+            self._broken(f"flying is {core.flying}, in flight are {self._flying}")
+        if core.waiting != waiting:
+            self._broken(f"waiting is {core.waiting}, {waiting} items wait")
+        arrived = len(self._sources) if program.adopted is None else 0
+        if core.sources != arrived:
+            self._broken(f"sources is {core.sources}, arrived have {arrived}")
+        if core.pulling != bool(self._pulling):
+            self._broken(f"pulling is {core.pulling}, asked for are {self._pulling}")
+        finished = not self._order and not waiting and (self._stopped or self._ended)
+        if core.finished != finished:
+            self._broken(f"finished is {core.finished}, and {len(self._order)} are in flight")
+        for stage, tally in enumerate(core.tallies):
+            own = self._tallies[stage]
+            if [tally.discovered, tally.done, tally.failed, tally.resumed, tally.not_run] != own:
+                self._broken(f"stage {stage}: {tally}, counted were {own}")
+        if program.fan_out is not None and program.adopted is None:
+            size = program.fan_out
+            unknown = min(self._most_unknown, max(1, program.buffered // UNKNOWN_FAN_OUT))
+            bound = max(program.buffered + size, unknown * size) + (self._last - 1) * size
+            if waiting > bound:
+                self._broken(f"{waiting} items wait, the bound is {bound}")
+        # Nothing is kept but what is open: each open list has something waiting or in flight.
+        if len(core._lists) > self._last * (waiting + self._flying):
+            self._broken(f"{len(core._lists)} lists for {waiting + self._flying} open items")
+        if set(core._lists_of) != {unit for unit, _ in core._lists}:
+            self._broken(f"lists are counted of units {set(core._lists_of)}, others are open")
+        if len(core._units) != len(self._units):
+            self._broken(f"{len(core._units)} units are kept, in flight are {len(self._units)}")
+        if sum(map(len, core._waiting)) != sum(map(len, self._queues)):
+            self._broken("a queue keeps what does not wait")
+        self._check_expected_items()
+        if not self._stopped:
+            self._check_nothing_is_missing()
+
+    def _check_expected_items(self) -> None:
+        expected = sum(self._waiting)
+        if self.program.sources_known and self._known and self.program.adopted is None:
+            to_come = self.program.sources - len(self._sources)
+            expected += max(0, to_come) * self._expected()
+        if self.core.expected_items != expected:
+            self._broken(f"expected are {self.core.expected_items} items, by own books {expected}")
+
+    def _check_nothing_is_missing(self) -> None:
+        """Room in the window is used if anything may use it."""
+        room = self._room()
+        if room <= 0:
+            return
+        leaves = self._queues[self._last]
+        if leaves and self._batch_of(leaves[0]) <= room:
+            self._broken(f"room for {room}, and items wait")
+        more = any(self._waiting[1 : self._last]) or not (self._ended or self._pulling)
+        wanted = not leaves or (self._expanding == 0 and self._two_places())
+        if more and wanted and self._may_expand():
+            self._broken(f"room for {room}, and no expansion begins")
+
+    def _check_end(self) -> None:
+        core = self.core
+        kept = ("_lists", "_lists_of", "_units", "_waiting_items", "_flying", "_expanding")
+        left = {name: value for name in kept if (value := getattr(core, name))}
+        if left or any(core._waiting) or core._pulling:
+            self._broken(f"at the end there is still {left or 'something'}")
+        open_ones = [s for s in [*self._sources, *self._given_by.values()] if not s.closed]
+        if open_ones:
+            self._broken(f"{open_ones[0].name} was never closed")
+        for stage, tally in enumerate(core.tallies):
+            ended = tally.done + tally.failed + tally.resumed + tally.not_run
+            if tally.discovered != ended:
+                self._broken(f"stage {stage} does not add up: {tally}")
+        failed, known, complete = self._standing()
+        standing = core.standing
+        if (standing.failed, standing.known, standing.complete) != (failed, known, complete):
+            self._broken(f"{standing}, counted were {failed} of {known}, complete: {complete}")
+        if core.rejected != self.program.policy.rejects(failed, known):
+            self._broken(f"rejected is {core.rejected} with {failed} of {known} failed")
+        for unit in self._answered[-20:]:
+            self._refuses(self.random.choice(EVENTS), unit)
+        self._refuses("sources_arrived", 0)
+        self._refuses("sources_arrived", 1)
+        self._check_state()
+
+    # -- what it must refuse ---------------------------------------------------------------------
+
+    def _refuses_what_nobody_waits_for(self) -> None:
+        self._refuses("sources_arrived", self._pulling + 1)
+        if not self._pulling:
+            self._refuses("sources_arrived", 0)
+        unit = self.random.choice([*self._answered[-50:], self._issued, self._issued + 7, -1])
+        self._refuses(self.random.choice(EVENTS), unit)
+        self._check_state()  # and nothing has changed
+
+    def _refuses_what_does_not_add_up(self) -> None:
+        for unit, action in self._units.items():
+            size = action.stop - action.start
+            if isinstance(action, Process):
+                self._refuses("expanded", unit)
+                self._refuses("expansion_lost", unit)
+                self._refuses("processed", unit, failed=size, not_run=1)
+                self._refuses("processed", unit, failed=-1)
+            else:
+                self._refuses("processed", unit)
+                self._refuses("expanded", unit, [Found()] * (size + 1))
+                wrong = self.random.choice(WRONG)
+                self._refuses("expanded", unit, [*[Found()] * (size - 1), wrong])
+        self._check_state()
+
+    def _refuses(self, event: str, *arguments: Any, **keywords: Any) -> None:
+        if event == "expanded" and len(arguments) == 1:
+            arguments = (*arguments, [Found(3)])
+        try:
+            getattr(self.core, event)(*arguments, **keywords)
+        except IllegalEvent as error:
+            if event != "sources_arrived" and f"unit {arguments[0]} " not in str(error):
+                self._broken(f"the refusal of unit {arguments[0]} does not name it: {error}")
+        else:
+            self._broken(f"{event}{arguments} was taken, and nothing in flight waits for it")
+
+    def _broken(self, message: str) -> NoReturn:
+        raise BrokenPromise(f"step {len(self.log)}: {message}")
+
+
+WRONG = (
+    *(Found(-1), Found(2, 3), Found(3, 1, failed=1, not_run=1), Found(3, 3, failed=-1, not_run=1)),
+    *(Found(2, lost=True), Found(2, skipped=True)),
+)
+EVENTS = ("expanded", "expansion_lost", "processed")
+
+
+@dataclass(frozen=True)
+class IndexedFailure:
+    """A failure as far as the assembly looks at it."""
+
+    index: tuple[int, ...]
+
+
+def replay(log: list[Step], program: Program) -> list[list[Action]]:
+    """Tell a new core the events of a log; give what it answers."""
+    core = program.core()
+    return [getattr(core, step.event)(*step.arguments, **step.keywords) for step in log]
+
+
+def main(seed: int, stages: int | None = None) -> int:
+    """Run one seed and write down what happened."""
+    simulation = Simulation(seed, stages=stages)
+    broken: Exception | None = None
+    try:
+        simulation.run()
+    except Exception as error:  # a core that is at fault may raise anything
+        broken = error
+    write = sys.stdout.write
+    write(f"{simulation.program}\n")
+    for number, step in enumerate(simulation.log, 1):
+        keywords = "".join(f", {name}={value}" for name, value in step.keywords.items())
+        write(f"{number:4} {step.event}{step.arguments}{keywords}\n")
+        for action in step.actions:
+            write(f"       {action}\n")
+    write(f"broken: {broken!r}\n" if broken else "every promise was kept\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))

@@ -1,0 +1,122 @@
+"""Values on their way between processes come out as they went in."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evolve_tasks.workers.transport import Packed, Unpicklable, require_picklable
+
+
+def travelled(value: Any) -> Any:
+    """The value after the way that Dask takes: the pack itself is pickled too."""
+    return pickle.loads(pickle.dumps(Packed.of(value))).value()
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    max_leaves=20,
+)
+
+
+@given(plain)
+def test_plain_values(value: Any) -> None:
+    assert travelled(value) == value
+
+
+def test_none_is_a_value() -> None:
+    assert travelled(None) is None
+    assert travelled([None, None]) == [None, None]
+
+
+def test_an_exception_is_a_value() -> None:
+    error = travelled(ValueError("not raised", 3))
+    assert (type(error), error.args) == (ValueError, ("not raised", 3))
+
+
+def test_arrays() -> None:
+    array = np.arange(100_000, dtype=np.float32).reshape(100, 1_000)
+    result = travelled([array, array[::2, ::3]])
+    assert result[0].dtype == array.dtype
+    assert np.array_equal(result[0], array)
+    assert np.array_equal(result[1], array[::2, ::3])
+
+
+def test_a_big_string() -> None:
+    text = "äx" * 1_000_000
+    assert travelled(text) == text
+
+
+def test_lambdas_and_what_they_close_over() -> None:
+    factor = 7
+    assert travelled(lambda x: x * factor)(6) == 42
+
+
+def test_classes_that_are_defined_in_a_function() -> None:
+    class Point:
+        def __init__(self, x: int) -> None:
+            self.x = x
+
+    assert travelled(Point(3)).x == 3
+
+
+def test_a_pack_in_a_pack() -> None:
+    assert travelled([Packed.of("inside")])[0].value() == "inside"
+
+
+def test_dask_sees_the_size_of_what_is_inside() -> None:
+    # Memory limits of workers count on it.
+    assert Packed.of(b"x" * 1_000_000).__sizeof__() >= 1_000_000
+
+
+def test_the_pack_of_a_list_pickles_as_one_object() -> None:
+    # Element by element a list costs a hundredfold: that is what the pack is for.
+    packed = Packed.of(list(range(1_000)))
+    assert packed.__reduce__() == (Packed, (packed.payload,))
+
+
+def endless() -> Iterator[int]:
+    while True:
+        yield 1
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(threading.Lock(), "lock"), (endless(), "generator"), ([threading.Lock()], "list")],
+    ids=["lock", "generator", "inside a list"],
+)
+def test_what_cannot_travel_is_named(value: Any, name: str) -> None:
+    with pytest.raises(Unpicklable) as refused:
+        require_picklable("process_item", value)
+    message = str(refused.value)
+    assert f"process_item returned a value of type {name}" in message
+    assert "cannot be pickled" in message
+    assert "return plain values" in message
+    assert refused.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("value", [None, "a", ValueError("a"), lambda: 1, np.eye(2)], ids=repr)
+def test_what_can_travel_is_let_through(value: Any) -> None:
+    require_picklable("process_item", value)  # raises where it does not
+
+
+def test_a_value_whose_pickling_raises_anything_at_all_is_named() -> None:
+    class Reluctant:
+        def __reduce__(self) -> tuple[Any, ...]:
+            raise ZeroDivisionError("not today")
+
+    with pytest.raises(Unpicklable, match=r"type Reluctant .*ZeroDivisionError: not today"):
+        require_picklable("process_item", Reluctant())
