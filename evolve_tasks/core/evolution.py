@@ -8,9 +8,9 @@ Rules, in the order in which they are looked at:
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
    sources. Within a depth, first come, first served. So memory follows one path of the
    tree, not the breadth of a level.
-4. One expansion is kept in flight while the window has two places or more: strictly depth
-   first, a long parse that is begun last costs up to 22 % of the run time (simulated over
-   300 seeds); with one that takes its turn among the items (`keeps`) it is 2 %.
+4. One expansion is kept in flight while the window has two places or more, and takes its
+   turn among the items (`keeps`), while others stand behind them: strictly depth first, a long
+   parse that is begun last costs up to 22 % of the run time (simulated).
 5. An expansion starts only if the items it is expected to give fit into `buffered`, or if
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
    are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
