@@ -263,6 +263,9 @@ async def aevolve_iter(
 ) -> AsyncIterator[ItemOutcome]:
     """Do what `evolve_iter` does in an async flow.
 
+    A loop that may be left early stands in `async with contextlib.aclosing(...)`: Python closes
+    an abandoned async generator at a time of its own, which may be after the flow.
+
     Args:
         sources: as in `evolve_iter`.
         stages: as in `evolve_iter`.

@@ -103,7 +103,9 @@ class EvolvingRun:
             if self.on_source is not None:
                 self.on_source(position, source)
         self.source_error = arrival.error
-        actions = self.core.sources_arrived(len(arrival.sources), ended=arrival.ended)
+        actions = self.core.sources_arrived(
+            len(arrival.sources), ended=arrival.ended, awaited=arrival.awaited
+        )
         if arrival.error is not None and self.options.on_failure == "fail_fast":
             actions += self.core.stop("the sources ended with an error (on_failure='fail_fast')")
         return actions

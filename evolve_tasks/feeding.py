@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from dataclasses import dataclass
-from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
@@ -24,25 +22,23 @@ class Arrival:
         sources: N >= 0 sources, in order.
         ended: there are no more.
         error: what the iterable raised; then it has ended, too.
+        awaited: one more is being awaited, and will come without being asked for again.
     """
 
     sources: list[Any]
     ended: bool
     error: BaseException | None = None
+    awaited: bool = False
 
 
-def take(sources: Iterator[Any], most: int) -> Arrival:
-    """Take up to `most` sources, and not wait long for more once there is one."""
-    taken: list[Any] = []
-    begun = time.monotonic()
+def take_one(sources: Iterator[Any]) -> Arrival:
+    """Take the next source, however long it takes."""
     try:
-        for source in islice(sources, most):
-            taken.append(source)
-            if time.monotonic() - begun > PATIENCE_S:
-                return Arrival(taken, ended=False)
+        return Arrival([next(sources)], ended=False)
+    except StopIteration:
+        return Arrival([], ended=True)
     except BaseException as error:
-        return Arrival(taken, ended=True, error=error)
-    return Arrival(taken, ended=len(taken) < most)
+        return Arrival([], ended=True, error=error)
 
 
 class SourceFeed:
@@ -50,13 +46,16 @@ class SourceFeed:
 
     Args:
         sources: the sources.
-        deliver: called in that thread with what was taken.
+        deliver: called with what was taken, in that thread or in a timer's.
     """
 
     def __init__(self, sources: Iterator[Any], deliver: Callable[[Arrival], None]) -> None:
         self._sources = sources
         self._deliver = deliver
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
+        self._taken: list[Any] = []
+        self._overdue = False
+        self._lock = threading.Lock()
         # A daemon: nobody can end a thread that waits for a source which never comes.
         context = copy_context()
         self._thread = threading.Thread(
@@ -65,7 +64,7 @@ class SourceFeed:
         self._thread.start()
 
     def request(self, most: int) -> None:
-        """Ask for up to `most` sources."""
+        """Ask for up to `most` sources; one that is awaited already is not asked for."""
         self._wanted.put(most)
 
     def close(self) -> None:
@@ -74,7 +73,31 @@ class SourceFeed:
 
     def _run(self) -> None:
         while (most := self._wanted.get()) is not None:
-            self._deliver(take(self._sources, most))
+            self._gather(most)
         close = getattr(self._sources, "close", None)
         if callable(close):
             close()
+
+    def _gather(self, most: int) -> None:
+        # Those that have come are handed over when the next one keeps them waiting.
+        self._overdue = False
+        patience = threading.Timer(PATIENCE_S, self._hand_over)
+        patience.daemon = True
+        if most > 1:
+            patience.start()
+        for left in reversed(range(most)):
+            one = take_one(self._sources)
+            with self._lock:
+                self._taken += one.sources
+                if one.ended or self._overdue or not left:
+                    patience.cancel()
+                    taken, self._taken = self._taken, []
+                    self._deliver(Arrival(taken, one.ended, one.error))
+                    return
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            self._overdue = True
+            if self._taken:
+                taken, self._taken = self._taken, []
+                self._deliver(Arrival(taken, ended=False, awaited=True))

@@ -228,12 +228,16 @@ class Evolution:
         self._window = window
         return self._fill([])
 
-    def sources_arrived(self, count: int, *, ended: bool | None = None) -> list[Action]:
+    def sources_arrived(
+        self, count: int, *, ended: bool | None = None, awaited: bool = False
+    ) -> list[Action]:
         """Answer a `Pull`: so many sources came.
 
         Args:
             count: how many.
             ended: there are no more; if not given, fewer than asked for means that.
+            awaited: one more is being awaited; its place stays taken, and it is told of by
+                another call.
         """
         if not self._pulling:
             raise IllegalEvent(f"{count} sources were reported though none had been asked for")
@@ -243,7 +247,9 @@ class Evolution:
         self._expanding -= self._pulling
         if ended is None:
             ended = count < self._pulling
-        self._pulling = 0
+        self._pulling = int(awaited)
+        self._flying += self._pulling
+        self._expanding += self._pulling
         tally = self.tallies[0]
         start = tally.discovered
         tally.discovered += count

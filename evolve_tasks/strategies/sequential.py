@@ -12,7 +12,7 @@ from prefect.context import SyncClientContext
 from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
-from evolve_tasks.feeding import take
+from evolve_tasks.feeding import take_one
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, RunSpec
 from evolve_tasks.workers.runtime import SIGNALS, Runtime
@@ -42,7 +42,8 @@ class _InTurn:
         self._expansions: dict[int, Expansion] = {}
 
     def pull(self, most: int) -> None:
-        self._due.append((PULLED, lambda: take(self._sources, most)))
+        # One at a time, whatever was asked for: what has come is worked on before the next.
+        self._due.append((PULLED, lambda: take_one(self._sources)))
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
         def answer() -> Answer:
