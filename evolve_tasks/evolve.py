@@ -421,10 +421,11 @@ class _Call:
         if self.choice.strategy == "sequential":
             window = Window(units=1)
         elif share is not None:
-            window = Window(in_flight=share.sources, threads=threads)
+            window = Window(in_flight, share.units, threads)
+        elif in_flight is not None:
+            window = Window(in_flight, threads=threads)
         else:
-            units = max(SMALLEST_WINDOW, PER_THREAD * threads)
-            window = Window(in_flight=in_flight, units=units, threads=threads)
+            window = Window(units=max(SMALLEST_WINDOW, PER_THREAD * threads), threads=threads)
         console = terminal() if options.progress else None
         spec = RunSpec(
             run=new_run_name(),

@@ -135,7 +135,8 @@ class EvolvingRun:
                 )
             )
         # Items that are task runs of their own take too long to be worked on in passing.
-        inline = 0 if self.ledger.item_allowance and not self.ledger.all_units else action.inline
+        single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
+        inline = 0 if single else action.inline
         sources = tuple(call for _, call in entries)
         return ExpandCall(action.stage, sources, items, inline, recording)
 

@@ -4,7 +4,7 @@ Rules, in the order in which they are looked at:
 
 1. Nothing starts once the run is stopped; what is in flight is still answered.
 2. What is in flight never exceeds the window: `in_flight` items (an expansion counts as one
-   for each item it expands), or `units` units where no number of items was given.
+   for each item it expands), `units` units.
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
    sources. Within a depth, first come, first served. So memory follows one path of the
    tree, not the breadth of a level.
@@ -77,17 +77,22 @@ class StageTally:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How much may be in flight.
+    """How much may be in flight; at least one of both bounds is given.
 
     Args:
         in_flight: items (N >= 1); `None` bounds units alone.
-        units: units (N >= 1), where `in_flight` is `None`.
+        units: units (N >= 1); `None` bounds items alone.
         threads: worker threads that want work.
     """
 
     in_flight: int | None = None
-    units: int = 16
+    units: int | None = None
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        bounds = [bound for bound in (self.in_flight, self.units) if bound is not None]
+        if not bounds or min(bounds) < 1:
+            raise IllegalEvent(f"{self} lets nothing start, or everything at once")
 
 
 class Evolution:
@@ -459,11 +464,13 @@ class Evolution:
 
     def _room(self) -> int:
         """Items that may still be submitted."""
-        if self._window.in_flight is not None:
-            return self._window.in_flight - self._flying
-        free = self._window.units - len(self._units) - bool(self._pulling)
+        window = self._window
+        if window.units is not None and len(self._units) + bool(self._pulling) >= window.units:
+            return 0
+        if window.in_flight is not None:
+            return window.in_flight - self._flying
         # A batch that was given stays whole, also where it is larger.
-        return max(LARGEST_UNIT, self._batch or 0) if free > 0 else 0
+        return max(LARGEST_UNIT, self._batch or 0)
 
     def _fan_out(self) -> int:
         """Items that an expansion is expected to give."""
@@ -479,9 +486,9 @@ class Evolution:
         if self.stopped is not None:
             return actions
         # Beside a batch that fills the window no expansion is kept, or the batch never fits.
-        in_flight = self._window.in_flight
-        two_places = (
-            self._window.units > 1 if in_flight is None else in_flight > self._largest_batch()
+        in_flight, units = self._window.in_flight, self._window.units
+        two_places = (units is None or units > 1) and (
+            in_flight is None or in_flight > self._largest_batch()
         )
         while (room := self._room()) > 0:
             leaves = self._waiting[self._last]

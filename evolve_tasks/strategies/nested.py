@@ -1,7 +1,8 @@
 """`nested`: tasks from tasks. A source is one task; it submits its items from the worker.
 
-The flow sees sources only, which spares it the traffic of the items. A source's items stand
-in a window of their own, a share of the run's, so that all of them together stay within it.
+The flow sees sources only, which spares it the traffic of the items. The items of a unit (a
+source, or several short ones) stand in a window of their own, a share of the run's, so that all
+of them together stay within it.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ class Shares:
     """How the window of a run is divided.
 
     Args:
-        sources: sources that may be under way at a time.
+        units: units of sources that may be under way at a time.
         items: items that each of them may have in flight.
     """
 
-    sources: int
+    units: int
     items: int
 
 
 def shares(in_flight: int | None, threads: int) -> Shares | None:
-    """Divide a window that the user gave between sources: sources x items never exceeds it.
+    """Divide a window that the user gave between units: units x items never exceeds it.
 
     Args:
-        in_flight: the bound that was given; without one each source may fill the cluster, so
+        in_flight: the bound that was given; without one each unit may fill the cluster, so
             that the last one left still uses every thread.
         threads: worker threads of the cluster.
 
@@ -46,14 +47,14 @@ def shares(in_flight: int | None, threads: int) -> Shares | None:
 
     Example:
         >>> shares(in_flight=12, threads=2)
-        Shares(sources=4, items=3)
+        Shares(units=4, items=3)
     """
     if in_flight is None:
         return None
-    # A source that rejoins or waits for its parse leaves its share idle: more sources than
-    # threads keep the threads busy, fewer leave each of them enough items.
-    sources = max(1, min(in_flight, 2 * threads))
-    return Shares(sources=sources, items=in_flight // sources)
+    # A unit that rejoins or waits for its parse leaves its share idle: more units than threads
+    # keep the threads busy, fewer leave each of them enough items.
+    units = max(1, min(in_flight, 2 * threads))
+    return Shares(units=units, items=in_flight // units)
 
 
 def run_nested(
@@ -79,10 +80,10 @@ class _NestedCarrier(FutureCarrier):
         allowance = ledger.lend()
         nested = NestedCall(
             expand=call,
-            window=Window(
-                in_flight=None if self._share is None else self._share.items * len(call.sources),
-                units=max(4, 2 * threads),
-                threads=threads,
+            window=(
+                Window(units=max(4, 2 * threads), threads=threads)
+                if self._share is None
+                else Window(self._share.items, threads=threads)
             ),
             batch=self._run.options.batch_size,
             allowance=allowance,

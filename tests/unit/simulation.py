@@ -189,7 +189,8 @@ def _window(random: Random, batch: int | None) -> Window:
         return Window(units=random.choice((1, 2, 4, 10)), threads=threads)
     # Units of several items need a window of several for each thread.
     wide = batch is None and random.random() < 0.4
-    return Window(random.randint(1, 200 if wide else 20), threads=threads)
+    units = random.choice((None, None, 1, 2, 4))
+    return Window(random.randint(1, 200 if wide else 20), units, threads)
 
 
 def _adopted(random: Random) -> tuple[Found, ...]:
@@ -587,20 +588,19 @@ class Simulation:
         expanding = self._expanding or self._arriving or any(self._waiting[1 : self._last])
         return last[2] + self._lost, last[0] + self._lost, self._ended and not expanding
 
-    def _in_flight(self, arriving: int = 0) -> int:
-        """What the window bounds: items, or units where no number of items is given."""
-        if self._window.in_flight is not None:
-            return self._flying + arriving
-        return len(self._units) + bool(self._pulling) + bool(arriving)
+    def _in_flight(self, arriving: int = 0) -> tuple[int, int]:
+        """What the window bounds: items, and units."""
+        units = len(self._units) + bool(self._pulling) + bool(arriving)
+        return self._flying + arriving, units
 
     @property
-    def _bound(self) -> int:
-        return self._window.units if self._window.in_flight is None else self._window.in_flight
+    def _bounds(self) -> tuple[int, int]:
+        return self._window.in_flight or 10**9, self._window.units or 10**9
 
     def _room(self) -> int:
         """Items that may be submitted."""
-        room = self._bound - self._in_flight()
-        return room if self._window.in_flight is not None else 10**9 * (room > 0)
+        (items, units), (most_items, most_units) = self._in_flight(), self._bounds
+        return most_items - items if units < most_units else 0
 
     def _ceiling(self) -> int:
         if self._window.in_flight is None:
@@ -609,9 +609,9 @@ class Simulation:
 
     def _two_places(self) -> bool:
         """Whether an expansion has a place beside the largest batch."""
-        if self._window.in_flight is None:
-            return self._window.units >= 2
-        return self._window.in_flight > (self.program.batch or self._ceiling())
+        in_flight, units = self._bounds
+        batch = self.program.batch or self._ceiling()
+        return units >= 2 and (self._window.in_flight is None or in_flight > batch)
 
     # -- telling the core, and looking at what it answers ----------------------------------------
 
@@ -629,7 +629,7 @@ class Simulation:
         self._look_at(actions, taken)
         self._check_state()
 
-    def _look_at(self, actions: list[Action], taken: int) -> None:
+    def _look_at(self, actions: list[Action], taken: tuple[int, int]) -> None:
         for action in actions:
             match action:
                 case Process():
@@ -649,8 +649,11 @@ class Simulation:
                     self._close(self._sources[source] if known else None, action)
             if not self._known:
                 self._most_unknown = max(self._most_unknown, self._expanding)
-            if self._in_flight(self._arriving) > max(self._bound, taken):
-                self._broken(f"{action} makes {self._in_flight()} in flight of {self._bound}")
+            for now, bound, before in zip(
+                self._in_flight(self._arriving), self._bounds, taken, strict=True
+            ):
+                if now > max(bound, before):
+                    self._broken(f"{action} makes {self._in_flight()} in flight of {self._bounds}")
         if self._arriving:
             self._broken("sources arrived and their expansion does not begin")
         if self._due:

@@ -46,7 +46,7 @@ def evolution(
     batch: int | None = 1,
     budget: FailureBudget | None = None,
     *,
-    units: int = 16,
+    units: int | None = None,
     threads: int = 1,
     sources_known: int | None = None,
 ) -> Core:
@@ -670,7 +670,7 @@ def test_with_a_batch_given_sources_come_singly_and_nothing_is_worked_on_in_pass
 
 
 def test_a_group_is_no_more_than_the_buffer_is_expected_to_hold() -> None:
-    core = evolution(in_flight=None, batch=None, buffered=30)
+    core = evolution(in_flight=None, units=16, batch=None, buffered=30)
     core.begin()
     core.comes()
     answer = core.expanded(0, [Found(10, 10)], seconds=1e-6, inline_s=100.0)

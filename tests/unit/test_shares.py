@@ -21,32 +21,32 @@ def test_sources_times_items_stays_within_the_bound_that_was_given(threads: int)
     for in_flight in range(1, 401):
         share = given(in_flight, threads)
         case = f"in_flight={in_flight}, threads={threads}: {share}"
-        assert share.sources >= 1, case
+        assert share.units >= 1, case
         assert share.items >= 1, f"no room for an item: {case}"
-        assert share.sources * share.items <= in_flight, case
+        assert share.units * share.items <= in_flight, case
         # Two for each thread: more only make the share of each smaller.
-        assert share.sources <= max(1, 2 * threads), f"too many sources: {case}"
-        wasted = in_flight - share.sources * share.items
-        assert wasted < share.sources, f"{wasted} places are nobody's: {case}"
+        assert share.units <= max(1, 2 * threads), f"too many units: {case}"
+        wasted = in_flight - share.units * share.items
+        assert wasted < share.units, f"{wasted} places are nobody's: {case}"
 
 
 @hypothesis.given(st.integers(1, 10**6), st.integers(0, 10**4))
 def test_the_bound_holds_for_any_numbers(in_flight: int, threads: int) -> None:
     share = given(in_flight, threads)
-    assert share.sources >= 1
+    assert share.units >= 1
     assert share.items >= 1
-    assert share.sources * share.items <= in_flight
+    assert share.units * share.items <= in_flight
 
 
 @pytest.mark.parametrize(
     ("in_flight", "threads", "expected"),
     [
-        (12, 2, Shares(sources=4, items=3)),
-        (12, 4, Shares(sources=8, items=1)),
-        (24, 4, Shares(sources=8, items=3)),
-        (3, 8, Shares(sources=3, items=1)),
-        (1, 8, Shares(sources=1, items=1)),
-        (5, 0, Shares(sources=1, items=5)),
+        (12, 2, Shares(units=4, items=3)),
+        (12, 4, Shares(units=8, items=1)),
+        (24, 4, Shares(units=8, items=3)),
+        (3, 8, Shares(units=3, items=1)),
+        (1, 8, Shares(units=1, items=1)),
+        (5, 0, Shares(units=1, items=5)),
     ],
 )
 def test_two_sources_for_each_thread_if_each_has_room_for_an_item(
