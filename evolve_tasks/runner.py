@@ -19,6 +19,7 @@ from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from evolve_tasks.monitoring.recording import wait_until_recorded
+from evolve_tasks.workers.closing import QuietClosing
 
 _SPAWN_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
@@ -86,8 +87,11 @@ class EvolveTaskRunner(DaskTaskRunner):
     def client(self) -> PrefectDaskClient:
         """The Dask client, made on first use together with the cluster."""
         if self._client is None:
+            own = self._cluster is None and not self.address
             with dask.config.set({_SPAWN_ENVIRONMENT: self._spawn_environment()}):
-                return super().client
+                client = super().client
+            if own and not _on_worker():
+                client.register_plugin(QuietClosing())
         return super().client
 
     def _spawn_environment(self) -> dict[str, Any]:

@@ -148,10 +148,13 @@ def test_leaving_the_loop_stops_the_run(strategy: str, runner: Any) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("buffered", [1, 20])
-def test_a_slow_loop_is_not_overrun(strategy: str, buffered: int, runner: Any) -> None:
+@pytest.mark.parametrize(
+    ("in_flight", "buffered", "total"), [(6, 1, 300), (6, 20, 300), (100, 50, 3_000)]
+)
+def test_a_slow_loop_is_not_overrun(
+    strategy: str, in_flight: int, buffered: int, total: int, runner: Any
+) -> None:
     """Sources are taken at most `in_flight` + `buffered` ahead of what the loop has taken."""
-    in_flight, total = 6, 300
 
     def body() -> int:
         pulled = taken = lead = 0
