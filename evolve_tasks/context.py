@@ -1,19 +1,117 @@
-"""The Prefect context of a flow run in a form that can travel to any worker."""
+"""Prefect's run contexts on their way to the workers: what travels, once, and under which name."""
 
 from __future__ import annotations
 
+import threading
 from copy import copy
 from typing import Any
+from uuid import uuid4
 
 from distributed import Client
-from prefect.context import serialize_context
+from prefect.context import (
+    FlowRunContext,
+    SettingsContext,
+    TagsContext,
+    TaskRunContext,
+    serialize_context,
+)
 from prefect_dask.task_runners import DaskTaskRunner
 
-from evolve_tasks.runner import EvolveTaskRunner
+from evolve_tasks.errors import InvalidInput
+from evolve_tasks.workers.context import ContextPlugin, name_here, on_worker
+from evolve_tasks.workers.transport import Packed
+
+# What differs from task to task; the rest of a run context is that of the flow run.
+_AROUND_A_TASK = ("task_run_context", "tags_context", "asset_context")
 
 
-def portable_context(client: Client) -> dict[str, Any]:
-    """Serialize the current run context without what only the flow's own process can use.
+class RunContexts:
+    """The run contexts of a flow run that its workers know.
+
+    There is one as a rule. A flow that changes its settings as it goes has one for each
+    setting that it uses.
+
+    Args:
+        client: the client whose workers are meant.
+        kind: class of the task runner that tasks find there.
+    """
+
+    def __init__(self, client: Client, kind: type[DaskTaskRunner]) -> None:
+        self._client = client
+        self._kind = kind
+        self._lock = threading.Lock()
+        # The contexts are held, so that their identities are not given to others.
+        self._names: dict[tuple[int, int], tuple[FlowRunContext | None, Any, str]] = {}
+        self._by_settings: dict[tuple[int, str], str] = {}
+
+    def current(self) -> str | None:
+        """Name of the run context around the caller; brought to the workers if it is new.
+
+        Returns:
+            The name; `None` on a worker, in a context that is not the flow run's own: in a
+            subflow, or with settings changed there. It then travels whole with each task.
+
+        Raises:
+            InvalidInput: it cannot be pickled, as with an open file among the parameters of
+                the flow.
+        """
+        if (name := name_here()) is not None or on_worker():
+            return name
+        flow_run, settings = FlowRunContext.get(), SettingsContext.get()
+        identity = (id(flow_run), id(settings))
+        with self._lock:
+            if identity not in self._names:
+                same = (id(flow_run), settings.settings.hash_key() if settings else "")
+                if same not in self._by_settings:
+                    self._by_settings[same] = self._register()
+                self._names[identity] = flow_run, settings, self._by_settings[same]
+            return self._names[identity][2]
+
+    def _register(self) -> str:
+        name = f"evolve-context-{uuid4().hex[:12]}"
+        try:
+            packed = Packed.of(portable_context(self._client, self._kind))
+        except Exception as error:
+            raise InvalidInput(
+                f"the context of the flow run cannot be pickled ({type(error).__name__}: {error}), "
+                "so it cannot be sent to the workers; give flows plain values as parameters, and "
+                "open files, locks and connections where they are used"
+            ) from error
+        self._client.register_plugin(ContextPlugin(name, packed))
+        return name
+
+    def close(self) -> None:
+        """Take them away again; the workers send what they still hold for the API."""
+        with self._lock:
+            names = set(self._by_settings.values())
+            self._by_settings.clear()
+            self._names.clear()
+        for name in names:
+            if self._client.status != "running":
+                return
+            self._client.unregister_worker_plugin(name)
+
+    def around(self, name: str | None) -> dict[str, Any]:
+        """What is around a single task and not part of the run context.
+
+        Args:
+            name: name of the run context, as `current` gave it.
+
+        Returns:
+            What `workers.context.surrounded` takes.
+        """
+        parts: dict[str, Any] = {}
+        if name is None:
+            parts |= portable_context(self._client, self._kind)
+        if (parent := TaskRunContext.get()) is not None:
+            parts["task_run_context"] = parent.serialize()
+        if (tags := TagsContext.get()).current_tags:
+            parts["tags_context"] = tags.serialize()
+        return parts
+
+
+def portable_context(client: Client, kind: type[DaskTaskRunner]) -> dict[str, Any]:
+    """Serialize the flow run's context without what only the flow's own process can use.
 
     Workers need the flow's name and settings, not its function: that may close over anything,
     an open file or the cluster itself, and would fail to be pickled. Nor can they use its
@@ -21,11 +119,12 @@ def portable_context(client: Client) -> dict[str, Any]:
 
     Args:
         client: the client whose workers will use it.
+        kind: class of the task runner that tasks find there.
 
     Returns:
         What `prefect.context.hydrated_context` takes.
     """
-    context = serialize_context()
+    context = {**serialize_context(), **{part: {} for part in _AROUND_A_TASK}}
     flow_run_context = context["flow_run_context"]
     flow = flow_run_context.get("flow")
     if flow is None:
@@ -41,9 +140,8 @@ def portable_context(client: Client) -> dict[str, Any]:
         "on_running_hooks",
     ):
         setattr(portable, hooks, [])
-    runner = EvolveTaskRunner if isinstance(flow.task_runner, EvolveTaskRunner) else DaskTaskRunner
     assert client.scheduler is not None, "the client is closed"
-    portable.task_runner = runner(address=client.scheduler.address)
+    portable.task_runner = kind(address=client.scheduler.address)
     return {**context, "flow_run_context": {**flow_run_context, "flow": portable}}
 
 

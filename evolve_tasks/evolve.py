@@ -36,7 +36,7 @@ from prefect.logging import get_run_logger
 from prefect.settings.context import get_current_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
-from evolve_tasks.context import portable_context
+from evolve_tasks.context import RunContexts
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.evolution import Window
 from evolve_tasks.errors import InvalidInput, NotInFlow
@@ -63,6 +63,7 @@ from evolve_tasks.strategies.nested import Shares, run_nested, shares
 from evolve_tasks.strategies.sequential import run_sequential
 from evolve_tasks.strategies.submitting import Submitter, new_run_name
 from evolve_tasks.workers.calls import RunSpec
+from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.seceding import seceded
 
 # Failures that `evolve_iter` keeps for the error at its end. All of them were given to the
@@ -306,7 +307,7 @@ async def aevolve_iter(
 async def _opened_async(call: _Call) -> AsyncGenerator[_Opened, None]:
     """Open a run beside an event loop; it is closed also when the task here is cancelled."""
     # An async task on a worker holds a thread of it by its event loop: this is that thread.
-    with seceded() if _on_worker() else nullcontext():
+    with seceded() if on_worker() else nullcontext():
         opened = await anyio.to_thread.run_sync(call.open)
         try:
             yield opened
@@ -368,6 +369,7 @@ class _Call:
     options: EvolveOptions
     choice: Choice
     client: Client | None
+    runner: Any
 
     @classmethod
     def checked(
@@ -394,15 +396,14 @@ class _Call:
                 "evolve was called outside a flow run: call it inside a function decorated with "
                 "@flow(task_runner=EvolveTaskRunner())"
             )
-        on_worker = _on_worker()
-        runner = context.task_runner
-        has_dask = on_worker or isinstance(runner, DaskTaskRunner)
-        choice = choose(resolved.strategy, stages, has_dask=has_dask, on_worker=on_worker)
+        nested, runner = on_worker(), context.task_runner
+        has_dask = nested or isinstance(runner, DaskTaskRunner)
+        choice = choose(resolved.strategy, stages, has_dask=has_dask, on_worker=nested)
         client: Client | None = None
         if choice.strategy != "sequential":
-            client = distributed.get_client() if on_worker else runner.client  # type: ignore[attr-defined]
+            client = distributed.get_client() if nested else runner.client  # type: ignore[attr-defined]
             _refuse_workers_without_api(client, runner)
-        return cls(sources, stages, resolved, choice, client)
+        return cls(sources, stages, resolved, choice, client, runner)
 
     @contextmanager
     def opened(self) -> Iterator[_Opened]:
@@ -427,10 +428,12 @@ class _Call:
         else:
             window = Window(units=max(SMALLEST_WINDOW, PER_THREAD * threads), threads=threads)
         console = terminal() if options.progress else None
+        stack = ExitStack()
+        context, surroundings = self._context(stack)
         spec = RunSpec(
             run=new_run_name(),
             stages=self.stages,
-            context={} if self.client is None else portable_context(self.client),
+            surroundings=surroundings,
             failures_recorded=options.record != "sources",
             fail_fast=options.on_failure == "fail_fast",
             terminal_pid=None if console is None else os.getpid(),
@@ -439,16 +442,27 @@ class _Call:
         logger = get_run_logger()
         note = logger.warning if self.choice.warn else logger.info
         note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
-        stack = ExitStack()
         submitter = None
         if self.client is not None:
-            submitter = Submitter(self.client, spec)
+            submitter = Submitter(self.client, context, spec)
             submitter.open()
             stack.callback(submitter.close)
         show = stack.enter_context(showing(run, console, self.client))
-        if self.client is not None and _on_worker():
+        if self.client is not None and on_worker():
             stack.enter_context(seceded())
         return _Opened(self, run, spec, submitter, stack, show, started, share, threads)
+
+    def _context(self, stack: ExitStack) -> tuple[str | None, dict[str, Any]]:
+        """Bring the run context to the workers, where there are any."""
+        if self.client is None:
+            return None, {}
+        if isinstance(self.runner, EvolveTaskRunner):
+            contexts = self.runner.contexts
+        else:
+            contexts = RunContexts(self.client, DaskTaskRunner)
+            stack.callback(contexts.close)
+        name = contexts.current()
+        return name, contexts.around(name)
 
 
 @dataclass
@@ -583,11 +597,3 @@ def _refuse_workers_without_api(client: Client | None, runner: Any) -> None:
         "@flow(task_runner=EvolveTaskRunner()), or start a server (prefect server start) and set "
         "PREFECT_API_URL"
     )
-
-
-def _on_worker() -> bool:
-    try:
-        distributed.get_worker()
-    except ValueError:
-        return False
-    return True

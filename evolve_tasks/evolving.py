@@ -160,6 +160,10 @@ class EvolvingRun:
             recording=recording,
         )
 
+    def belongs(self, unit: int, run_id: UUID) -> None:
+        """Note that a unit is no task run of its own, but belongs to this one."""
+        self._unit_runs[unit] = run_id
+
     def released(self, unit: int) -> None:
         """Carry out a `Release`."""
         self._unit_runs.pop(unit, None)

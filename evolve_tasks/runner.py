@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable
 from typing import Any, Self, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import dask
 import distributed
+from distributed import Client, Future
 from prefect.client.schemas.objects import RunInput
+from prefect.context import AssetContext, FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.context import get_current_settings
-from prefect.tasks import Task
+from prefect.tasks import MaterializingTask, Task
+from prefect.utilities.collections import visit_collection
+from prefect.utilities.engine import collect_task_run_inputs_sync
 from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
+from evolve_tasks.context import RunContexts
+from evolve_tasks.errors import InvalidInput
+from evolve_tasks.futures import EndedFutures, EvolveFuture
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.workers.closing import QuietClosing
+from evolve_tasks.workers.context import on_worker
+from evolve_tasks.workers.submitted import Submission, Upstream, children, run_submission
+from evolve_tasks.workers.transport import Packed
+
+# Several tasks may be the first to need a client; a cluster started twice would be left behind.
+_making = threading.RLock()
 
 _SPAWN_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
 
 class EvolveTaskRunner(DaskTaskRunner):
-    """Runs tasks on Dask; the embedded default works with worker processes.
+    """Runs tasks on Dask, warm: what they share reaches each worker once.
+
+    Everything that a flow submits through it, and `evolve`, runs in a context that is prepared
+    once in each worker process. The embedded default works with worker processes, too.
+
+    Task runs that nobody waited for are awaited at the end of the flow run.
 
     Takes everything that `DaskTaskRunner` takes. Where no `PREFECT_API_URL` is set, Prefect
     starts a temporary server for the flow; the workers then use that one, and the flow waits
@@ -59,7 +78,11 @@ class EvolveTaskRunner(DaskTaskRunner):
         super().__init__(*args, **kwargs)
         # What was given, apart from what the client makes of it later.
         self._given_cluster = self._cluster
+        self._contexts: RunContexts | None = None
+        self._ephemeral = False
         self._submitted: list[UUID] = []
+        self._pending: dict[UUID, Future[Any]] = {}
+        self._ended: EndedFutures | None = None
 
     def duplicate(self) -> Self:
         """Make a runner with the same settings; the stock one forgets `cluster`."""
@@ -86,13 +109,17 @@ class EvolveTaskRunner(DaskTaskRunner):
     @property
     def client(self) -> PrefectDaskClient:
         """The Dask client, made on first use together with the cluster."""
-        if self._client is None:
-            own = self._cluster is None and not self.address
-            with dask.config.set({_SPAWN_ENVIRONMENT: self._spawn_environment()}):
-                client = super().client
-            if own and not _on_worker():
-                client.register_plugin(QuietClosing())
-        return super().client
+        with _making:
+            if self._client is None and on_worker():
+                # The one that all tasks on a worker share; it is closed with the worker.
+                self._client = cast(PrefectDaskClient, distributed.get_client())
+            elif self._client is None:
+                own = self._cluster is None and not self.address
+                with dask.config.set({_SPAWN_ENVIRONMENT: self._spawn_environment()}):
+                    client = super().client
+                if own:
+                    client.register_plugin(QuietClosing())
+            return super().client
 
     def _spawn_environment(self) -> dict[str, Any]:
         """The environment that worker processes start with.
@@ -110,23 +137,100 @@ class EvolveTaskRunner(DaskTaskRunner):
             environment["DASK_LOGGING__DISTRIBUTED"] = "warning"
         return environment
 
+    @property
+    def contexts(self) -> RunContexts:
+        """The run contexts of this flow run that the workers know."""
+        with _making:
+            if self._contexts is None:
+                self._contexts = RunContexts(self.client, EvolveTaskRunner)
+            return self._contexts
+
     def submit(  # type: ignore[override]
         self,
         task: Task[Any, Any],
         parameters: dict[str, Any],
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
-    ) -> PrefectDaskFuture[Any]:
-        """Submit a task, and remember that the API has to hear of it."""
-        future = super().submit(
-            task, parameters, wait_for=cast(Any, wait_for), dependencies=dependencies
+        *,
+        priority: int = 0,
+        resources: dict[str, float] | None = None,
+    ) -> EvolveFuture:
+        """Submit a task to the Dask cluster.
+
+        `task.submit()` and `task.map()` come here. Give `priority` and `resources` for those
+        with `dask.annotate(priority=10, resources={"GPU": 1})` around them.
+
+        Args:
+            task: the task.
+            parameters: its parameters by name; futures may be anywhere in them.
+            wait_for: futures that have to end before it begins.
+            dependencies: task runs that its parameters came from, by parameter, beside those
+                of the futures.
+            priority: Dask's priority; a task of a higher one goes first.
+            resources: amounts of Dask worker resources that it takes, as `{"GPU": 1}`.
+
+        Returns:
+            Its future.
+
+        Raises:
+            RuntimeError: the runner has not been started; submit inside the flow.
+            InvalidInput: the task or its parameters cannot be pickled.
+        """
+        if not self._started:
+            raise RuntimeError("The task runner must be started before submitting work.")
+        run_id = uuid4()
+        upstream: list[Future[Any]] = []
+        inputs = {
+            name: collect_task_run_inputs_sync(value) | (dependencies or {}).get(name, set())
+            for name, value in parameters.items()
+        }
+        context = self.contexts.current()
+        submission = Submission(
+            task,
+            run_id,
+            _without_futures(parameters, upstream),
+            _without_futures(wait_for, upstream) if wait_for else None,
+            inputs,
+            {**self.contexts.around(context), **_assets(task, run_id, inputs)},
         )
-        self._submitted.append(future.task_run_id)
-        return future
+        try:
+            packed = Packed.of(submission)
+        except Exception as error:
+            raise InvalidInput(
+                f"task {task.name!r} or its parameters cannot be pickled "
+                f"({type(error).__name__}: {error}), so they cannot be sent to the workers; give "
+                "plain values, and open files, locks and connections inside the task"
+            ) from error
+        future = Client.submit(
+            self.client,
+            run_submission,
+            context,
+            packed,
+            upstream,
+            key=f"{task.name}-{run_id}",
+            priority=priority,
+            resources=resources,
+            pure=False,
+        )
+        return self._noted(run_id, future)
+
+    def _noted(self, run_id: UUID, future: Future[Any]) -> EvolveFuture:
+        """Keep a future until it has ended: Dask drops a task whose future nobody holds."""
+        if self._ephemeral:
+            self._submitted.append(run_id)
+        self._pending[run_id] = future
+        future.add_done_callback(lambda _: self._pending.pop(run_id, None))
+        if (mine := children.get()) is not None:
+            mine.append(future)
+        if self._ended is None:
+            self._ended = EndedFutures(self.client)
+        submitted = EvolveFuture(run_id, future, self._ended)
+        self._ended.add(submitted)
+        return submitted
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
-        if _on_worker():
+        if on_worker():
             return self
         self._ephemeral = get_current_settings().api.url is None
         if self._ephemeral:
@@ -140,14 +244,61 @@ class EvolveTaskRunner(DaskTaskRunner):
         return self
 
     def __exit__(self, *args: Any) -> None:
-        if self._submitted and getattr(self, "_ephemeral", False):
-            wait_until_recorded(self._submitted, self.logger)
-        super().__exit__(*args)
+        if not on_worker():
+            try:
+                self._end_pending(cancel=args[0] is not None)
+                if self._contexts is not None:
+                    self._contexts.close()
+                if self._submitted:
+                    wait_until_recorded(self._submitted, self.logger)
+            finally:
+                super().__exit__(*args)
+        else:
+            super().__exit__(*args)
+
+    def _end_pending(self, *, cancel: bool) -> None:
+        """End what was submitted and is not waited for by anybody."""
+        pending = list(self._pending.values())
+        if not pending or self.client.status != "running":
+            return
+        count = len(pending)
+        runs = "1 task run" if count == 1 else f"{count} task runs"
+        if cancel:
+            self.logger.warning("Cancelling %s: the flow run was ended before them", runs)
+            self.client.cancel(pending)
+            return
+        self.logger.warning(
+            "Waiting for %s submitted and not waited for: call wait() or result() on the futures "
+            "in the flow, so that its state tells of them",
+            runs,
+        )
+        for future in pending:
+            future.exception()
 
 
-def _on_worker() -> bool:
-    try:
-        distributed.get_worker()
-    except ValueError:
-        return False
-    return True
+def _without_futures(value: Any, upstream: list[Future[Any]]) -> Any:
+    """Put an `Upstream` in place of each future, and add the future to `upstream`."""
+
+    def visit(part: Any) -> Any:
+        future = part.wrapped_future if isinstance(part, PrefectDaskFuture) else part
+        if not isinstance(future, Future):
+            return part
+        upstream.append(future)
+        return Upstream(len(upstream) - 1)
+
+    return visit_collection(value, visit_fn=visit, return_data=True)
+
+
+def _assets(task: Task[Any, Any], run_id: UUID, inputs: dict[str, set[RunInput]]) -> dict[str, Any]:
+    """The part of a run context that tells of assets, where there are any.
+
+    The flow's process alone knows which task runs gave which assets.
+    """
+    flow_run = FlowRunContext.get()
+    own = task.asset_deps or isinstance(task, MaterializingTask)
+    if not own and not (flow_run and flow_run.task_run_assets):
+        return {}
+    context = AssetContext.from_task_and_inputs(
+        task, run_id, task_inputs=inputs, copy_to_child_ctx=True
+    )
+    return {"asset_context": context.serialize()}

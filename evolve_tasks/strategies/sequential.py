@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from contextvars import copy_context
+from dataclasses import replace
 
 from prefect.context import SyncClientContext
 
 from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.core.assembly import Portion
+from evolve_tasks.core.batching import TARGET_S
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
 from evolve_tasks.feeding import take_one
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, RunSpec
 from evolve_tasks.workers.runtime import SIGNALS, Runtime
+from evolve_tasks.workers.task_runs import OpenRun
 from evolve_tasks.workers.units import measure
 
 
@@ -36,8 +40,10 @@ class _InTurn:
     """Does what is asked only when it is asked for an answer: one at a time, in order."""
 
     def __init__(self, run: EvolvingRun, runtime: Runtime) -> None:
+        self._run = run
         self._sources = run.sources
         self._runtime = runtime
+        self._open: tuple[OpenRun, float] | None = None  # and when it began
         self._due: deque[tuple[int, Callable[[], Answer]]] = deque()
         self._expansions: dict[int, Expansion] = {}
 
@@ -47,11 +53,34 @@ class _InTurn:
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
         def answer() -> Answer:
-            expansion = self._runtime.expand(call)
+            expansion = self._runtime.expand(self._recorded(action, call))
             self._expansions[action.unit] = expansion
             return measure(expansion)
 
         self._due.append((action.unit, answer))
+
+    def _recorded(self, action: Expand, call: ExpandCall) -> ExpandCall:
+        """Let sources that are no task runs of their own share one.
+
+        They come one by one, and a task run for each would be more than a server takes: it
+        loses events when ten thousand are waiting.
+        """
+        if call.recording.unit is None or self._run.stages[call.stage].task is None:
+            return call
+        if self._open is not None and time.monotonic() - self._open[1] >= TARGET_S:
+            self._close_run()
+        if self._open is None:
+            name = f"{self._run.stages[call.stage].name}[{call.sources[0].label} …]"
+            self._open = self._runtime.open_run(call.stage, name), time.monotonic()
+        run_id = self._open[0].run_id
+        self._run.belongs(action.unit, run_id)
+        return replace(call, recording=replace(call.recording, unit=None, within=run_id))
+
+    def _close_run(self) -> None:
+        if self._open is not None:
+            self._open[0].close()
+            self._run.recorded.append(self._open[0].run_id)
+            self._open = None
 
     def process(self, action: Process, call: ProcessCall) -> None:
         def answer() -> Answer:
@@ -71,6 +100,7 @@ class _InTurn:
         """Nothing to tell: the runtime asks the core before each item."""
 
     def close(self) -> None:
+        self._close_run()
         close = getattr(self._sources, "close", None)
         if callable(close):
             close()

@@ -41,11 +41,13 @@ class Submitter:
 
     Args:
         client: the Dask client of the flow's task runner.
+        context: name of the run context, as `RunContexts.current` gave it.
         spec: the run.
     """
 
-    def __init__(self, client: Client, spec: RunSpec) -> None:
+    def __init__(self, client: Client, context: str | None, spec: RunSpec) -> None:
         self.client = client
+        self._context = context
         self._run = spec.run
         self._stages = spec.stages
         self._spec = spec
@@ -59,12 +61,11 @@ class Submitter:
             spec = Packed.of(self._spec)
         except Exception as error:
             raise InvalidInput(
-                f"the stages or the flow's parameters cannot be pickled ({error}), so they cannot "
-                "be sent to the workers: "
+                f"the stages cannot be pickled ({error}), so they cannot be sent to the workers: "
                 + "; ".join(_unpicklable(stage) for stage in self._stages)
                 + "; make locks, connections and open files inside the functions"
             ) from error
-        self.client.register_plugin(RunPlugin(self._run, spec))
+        self.client.register_plugin(RunPlugin(self._run, self._context, spec))
 
     def close(self) -> None:
         """Take it away again; the workers send what they still hold for the API."""

@@ -20,7 +20,7 @@ class RunSpec:
     Args:
         run: unique name of the run.
         stages: the stages.
-        context: Prefect's run context as `serialize_context()` gives it.
+        surroundings: what is around the run in its run context, as `surrounded` takes it.
         failures_recorded: an item that fails gets a task run even where items have none.
         fail_fast: a unit ends at its first failure.
         terminal_pid: process that shows progress on its terminal, if one does.
@@ -28,7 +28,7 @@ class RunSpec:
 
     run: str
     stages: tuple[Stage, ...]
-    context: dict[str, Any]
+    surroundings: dict[str, Any]
     failures_recorded: bool
     fail_fast: bool = False
     terminal_pid: int | None = None
@@ -56,11 +56,14 @@ class Recording:
     Args:
         each: each of its sources or items is a task run.
         unit: id of the task run that the unit is as a whole; `None` if it is none.
+        within: id of a task run that is open meanwhile, and to which the unit belongs with
+            others; `None` if it belongs to none.
         upstream: the task run that gave its input, if it was recorded.
     """
 
     each: bool = False
     unit: UUID | None = None
+    within: UUID | None = None
     upstream: UUID | None = None
 
 

@@ -41,6 +41,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.task_runs import (
+    OpenRun,
     needs_engine,
     new_task_run,
     record_failure,
@@ -120,6 +121,12 @@ class Runtime:
     def process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
         """Run the last stage on each of some items."""
         return self._in_context(self._process, call, items)
+
+    def open_run(self, stage: int, name: str) -> OpenRun:
+        """Begin a task run that units may belong to, under the name of a stage's task."""
+        task = self._bound[stage].task
+        assert task is not None, "a stage that is no task has no task runs"
+        return OpenRun(task, name, self._template.copy())
 
     def _in_context(self, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
         return self._template.copy().run(
@@ -205,7 +212,7 @@ class Runtime:
         _refuse_unpicklable(here.stage.name, [ran for _, rans, _ in inline for ran in rans])
         end_of = {source.position: end for source, end in zip(call.sources, ends, strict=True)}
         values: dict[int, list[Any]] = {}
-        upstream = call.recording.unit
+        upstream = call.recording.unit or call.recording.within
         for source, rans, items in inline:
             end = end_of[source.position]
             end.failures, end.recorded = self._failures(
@@ -447,7 +454,7 @@ class _Unit:
     def __init__(self, bound: _Bound, recording: Recording, log_run_id: UUID, name: str) -> None:
         self._bound = bound
         self._recording = recording
-        self._log_run_id = recording.unit or log_run_id
+        self._log_run_id = recording.unit or recording.within or log_run_id
         self._name = name
         self._stack = ExitStack()
 

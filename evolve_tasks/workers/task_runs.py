@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio.from_thread
 from prefect import Task
@@ -191,6 +193,37 @@ def run_as_unit(
     task_run.empirical_policy = TaskRunPolicy(retries=0)
     run_task_sync(unit, task_run=task_run, parameters={})
     return results[0]
+
+
+class OpenRun:
+    """A task run that lasts until it is closed, whatever is done meanwhile.
+
+    Prefect's engine runs it in a thread of its own, where it waits.
+
+    Args:
+        task: the task under whose name it stands.
+        name: its name in the UI.
+        context: context variables of the flow run; not used by anybody else.
+    """
+
+    def __init__(self, task: Task[..., Any], name: str, context: Context) -> None:
+        self.run_id = uuid4()
+        self._over = threading.Event()
+        run = partial(
+            run_as_unit,
+            task,
+            run_id=self.run_id,
+            name=name,
+            upstream=None,
+            body=self._over.wait,
+        )
+        self._thread = threading.Thread(target=context.run, args=(run,), name=f"evolve-{name}")
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it; it is completed when this returns."""
+        self._over.set()
+        self._thread.join()
 
 
 def needs_engine(task: Task[..., Any]) -> bool:

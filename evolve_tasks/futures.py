@@ -1,0 +1,124 @@
+"""Futures of submitted tasks, and how their results come to the flow: many at a time.
+
+Dask's `result()` asks the scheduler for one result, which takes 2 to 14 ms; a flow that goes
+through the futures of a `map` would spend more time on that than the tasks take.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from uuid import UUID
+
+from distributed import Client, Future
+from prefect.client.schemas.objects import State
+from prefect_dask.task_runners import PrefectDaskFuture
+
+from evolve_tasks.workers.context import on_worker
+from evolve_tasks.workers.seceding import seceded
+
+# Further results that come along with one that is asked for: so many at the most, and each no
+# larger than what a message costs anyway. Large ones stay where they are until they are wanted.
+AT_ONCE = 256
+SMALL_BYTES = 10_000
+
+
+class EvolveFuture(PrefectDaskFuture[Any]):
+    """The future of a submitted task; waiting for it on a worker holds no thread there.
+
+    Args:
+        run_id: id of its task run.
+        future: Dask's future of the final state.
+        ended: futures of the same runner that have ended.
+    """
+
+    def __init__(self, run_id: UUID, future: Future[Any], ended: EndedFutures) -> None:
+        super().__init__(task_run_id=run_id, wrapped_future=future)
+        self._ended = ended
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the task run has ended, or for `timeout` seconds."""
+        with _aside(self._wrapped_future):
+            self._fetch(timeout)
+            super().wait(timeout)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
+        """Give the result of the task run, as soon as it has ended.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout` seconds.
+            Exception: what the task raised, unless `raise_on_failure` is false.
+        """
+        with _aside(self._wrapped_future):
+            self._fetch(timeout)
+            return super().result(timeout, raise_on_failure)
+
+    def _fetch(self, timeout: float | None) -> None:
+        if self._final_state is not None or timeout is not None:
+            return  # with a time limit Dask's own way is exact, and nobody waits for many
+        self._wrapped_future.exception()  # waits, and fetches no result
+        if self._wrapped_future.status == "finished":
+            self._ended.fetch(self)
+
+    def ended_with(self, state: State[Any]) -> None:
+        """Take the final state, which somebody has fetched."""
+        self._final_state = state
+
+    @property
+    def known(self) -> bool:
+        """Whether the final state is here."""
+        return self._final_state is not None
+
+
+class EndedFutures:
+    """Futures that have ended and whose results may be fetched together.
+
+    Args:
+        client: the client that they belong to.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._futures: deque[weakref.ref[EvolveFuture]] = deque()
+
+    def add(self, future: EvolveFuture) -> None:
+        """Take in a future that was submitted; it is known from when it has ended."""
+        reference = weakref.ref(future)
+        future.wrapped_future.add_done_callback(lambda _: self._futures.append(reference))
+
+    def fetch(self, wanted: EvolveFuture) -> None:
+        """Fetch the state of one that has finished, and others with it."""
+        others = [one for one in self._take() if one is not wanted]
+        futures = [one.wrapped_future for one in others]
+        if futures:
+            keys = [future.key for future in futures]
+            sizes: dict[Any, int] = self._client.nbytes(keys, summary=False)
+            others = [one for one in others if sizes.get(one.wrapped_future.key, 0) <= SMALL_BYTES]
+        fetched = [wanted, *others]
+        try:
+            states = self._client.gather([one.wrapped_future for one in fetched])
+        except Exception:
+            return  # a worker died since; Dask tells of it where each is asked for alone
+        for one, state in zip(fetched, states, strict=True):
+            if isinstance(state, State):
+                one.ended_with(state)
+
+    def _take(self) -> Iterator[EvolveFuture]:
+        for _ in range(min(AT_ONCE, len(self._futures))):
+            try:
+                future = self._futures.popleft()()
+            except IndexError:  # another thread was faster
+                return
+            if future is not None and not future.known and _finished(future):
+                yield future
+
+
+def _finished(future: EvolveFuture) -> bool:
+    return bool(future.wrapped_future.status == "finished")
+
+
+def _aside(future: Future[Any]) -> AbstractContextManager[None]:
+    return nullcontext() if future.done() or not on_worker() else seceded()

@@ -1,0 +1,134 @@
+"""Run a task that a flow submitted: in a copy of the flow run's context that is warm already."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import UUID
+
+from dask.sizeof import sizeof
+from distributed import Future
+from prefect import Task
+from prefect.client.schemas.objects import RunInput, State
+from prefect.task_engine import _create_task_run_locally, run_task_async, run_task_sync
+from prefect.utilities.collections import visit_collection
+
+from evolve_tasks.workers.context import context_here, surrounded
+from evolve_tasks.workers.seceding import seceded
+from evolve_tasks.workers.task_runs import run_coroutine
+from evolve_tasks.workers.transport import Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Stands in the parameters of a task for what a future will give.
+
+    Args:
+        position: which of the futures that travel beside the parameters.
+    """
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task and what it is called with.
+
+    Args:
+        task: the task.
+        run_id: id of its task run.
+        parameters: its parameters, with an `Upstream` in place of each future.
+        wait_for: what it waits for, in the same way.
+        inputs: the task runs that its parameters came from, by parameter.
+        surroundings: what is around it in its run context, as `surrounded` takes it.
+    """
+
+    task: Task[..., Any]
+    run_id: UUID
+    parameters: dict[str, Any]
+    wait_for: Any
+    inputs: dict[str, set[RunInput]]
+    surroundings: dict[str, Any] = field(default_factory=dict)
+
+
+@sizeof.register(State)  # type: ignore[untyped-decorator]
+def _state_size(state: State[Any]) -> int:
+    """What a state weighs is its result; Dask alone would see the few bytes around it."""
+    size: int = sizeof(getattr(state.data, "result", state.data))
+    return size
+
+
+# Futures of what a task on a worker submitted itself.
+children: ContextVar[list[Future[Any]] | None] = ContextVar("evolve_children", default=None)
+
+
+def run_submission(context: str | None, packed: Packed, upstream: list[Any]) -> State[Any]:
+    """Run a `Submission` as a Dask task.
+
+    Args:
+        context: name of its run context.
+        packed: the submission. One opaque object: Dask neither searches the parameters for
+            keys nor copies them one by one.
+        upstream: what the N >= 0 futures among its parameters gave.
+
+    Returns:
+        The final state of its task run.
+    """
+    return context_here(context).run(_run, packed, upstream)
+
+
+def _run(packed: Packed, upstream: list[Any]) -> State[Any]:
+    submission: Submission = packed.value()
+    mine: list[Future[Any]] = []
+    children.set(mine)
+    with surrounded(submission.surroundings):
+        state = _run_task(submission, upstream)
+    # What was submitted here and not waited for ends before its parent does; otherwise it
+    # would be dropped together with its futures.
+    pending = [child for child in mine if not child.done()]
+    if pending:
+        with seceded():
+            for child in pending:
+                child.exception()
+    return state
+
+
+def _run_task(submission: Submission, upstream: list[Any]) -> State[Any]:
+    task = submission.task
+    parameters = _filled(submission.parameters, upstream)
+    wait_for = _filled(submission.wait_for, upstream)
+    # A task run that exists already is not announced: its first event is that it runs, which
+    # spares the API one of three events for each.
+    task_run = _create_task_run_locally(
+        task=task,
+        id=submission.run_id,
+        parameters=parameters,
+        wait_for=wait_for,
+        extra_task_inputs=submission.inputs,
+    )
+    if task.isasync:
+        state = run_coroutine(
+            run_task_async(
+                task,
+                task_run=task_run,
+                parameters=parameters,
+                wait_for=wait_for,
+                return_type="state",
+            )
+        )
+    else:
+        state = run_task_sync(
+            task, task_run=task_run, parameters=parameters, wait_for=wait_for, return_type="state"
+        )
+    return cast(State[Any], state)
+
+
+def _filled(value: Any, upstream: list[Any]) -> Any:
+    if not upstream:
+        return value
+
+    def visit(part: Any) -> Any:
+        return upstream[part.position] if isinstance(part, Upstream) else part
+
+    return visit_collection(value, visit_fn=visit, return_data=True)
