@@ -7,12 +7,12 @@ READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: run test unit lint bench clean
+.PHONY: run test unit lint bench bench-peers clean
 .DEFAULT_GOAL := run
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flows,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flows,test,bench]'
 	touch $@
 
 # The main job: find the most complex functions of Python's own standard library.
@@ -32,9 +32,13 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Ratios beside plain Dask, measured in one run; writes benchmarks/RESULTS.md.
+# Ratios beside plain Dask and the stock runner, measured in one run; writes benchmarks/RESULTS.md.
 bench: $(READY)
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks
+
+# The same beside Ray, in an environment of its own, and beside Prefect's thread pool.
+bench-peers: $(READY)
+	$(BIN)/python -m benchmarks.peers
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) benchmarks/.venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

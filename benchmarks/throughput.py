@@ -1,125 +1,123 @@
-"""Items per second beside plain Dask, all of it in one run on one cluster: `make bench`.
-
-Absolute figures drift with the machine; the ratios hold. Each row is measured three times and
-its median is shown. Results are checked, and what was recorded is in the API before the clock
-stops.
-"""
+"""Trivial items: what a way costs when the work itself costs nothing."""
 
 from __future__ import annotations
 
-import operator
-import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, as_completed
-from prefect import flow, task
-from prefect.testing.utilities import prefect_test_harness
-from rich.console import Console
-from rich.table import Table
+from distributed import Client
 
-from evolve_tasks import EvolveTaskRunner, evolve
+from benchmarks import targets
+from benchmarks.cluster import Cluster, settle
+from benchmarks.evolving import STRATEGIES, Strategy, empty_flow, evolved
+from benchmarks.pairing import in_turns, over, rates
+from benchmarks.recipes import RECIPES, Recipe
+from benchmarks.sizes import Shape, Sizes
+from benchmarks.table import Row, Spread, short
+from benchmarks.work import check, parse, parse_task, process, process_task, trivial_results
 
-REPEATS = 3
-SHAPES = {"100 x 1,000": [1_000] * 100, "10,000 x 5": [5] * 10_000}
-RECIPE_SHAPE = [50] * 100
-STRATEGIES = ["as_completed", "async", "nested", "sequential"]
-
-
-def parse(size: int) -> list[int]:
-    """As many items as the source says."""
-    return list(range(size))
-
-
-def process(x: int) -> int:
-    """The least that an item can cost."""
-    return x + 1
+TITLE = "Trivial items beside plain Dask"
+READING = (
+    "items a second over those of Dask's `as_completed` recipe, which runs in turns with each of "
+    "the others; more is better. Clocks run around `evolve`, which returns when the API knows all "
+    "task runs. The flow run around it, and what evolve takes for no work at all, have rows of "
+    "their own. Plain Dask records nothing"
+)
+BASE = "as_completed"
+FUNCTIONS, TASKS = (parse, process), (parse_task, process_task)
 
 
-parse_task, process_task = task(parse, name="parse"), task(process, name="process")
+def measure(cluster: Cluster, sizes: Sizes) -> Iterator[Row]:
+    """Measure the recipes, then evolve in each strategy on each shape."""
+    with Client(cluster.address, set_as_default=False) as client:
+        for recipe in RECIPES.values():  # the first tasks of a cluster pay for imports
+            recipe_seconds(client, recipe, Shape(2, 2))
+        for strategy in STRATEGIES:
+            evolve_seconds(cluster, Shape(2, 2), TASKS, strategy)
+        yield from _nothing(cluster, sizes)
+        yield from _recipes(client, sizes)
+        for shape in sizes.shapes:
+            for strategy in STRATEGIES:
+                yield _evolve(client, cluster, sizes, shape, strategy, recorded=True)
+            yield _evolve(client, cluster, sizes, shape, "as_completed", recorded=False)
 
 
-def recipe(client: Client, sizes: list[int]) -> list[int]:
-    """The first way of Dask's example: lengths come back, items are submitted one by one."""
-    lists = client.map(parse, sizes, pure=False)
-    lengths = client.map(len, lists)
-    list_of = dict(zip(lengths, lists, strict=True))
-    found: dict[Any, list[Any]] = {}
-    for length in as_completed(lengths, loop=client.loop):
-        items = list_of[length]
-        found[items] = []
-        for i in range(length.result()):
-            item = client.submit(operator.getitem, items, i, priority=1)
-            found[items].append(client.submit(process, item, priority=1, pure=False))
-    gathered: list[int] = client.gather([future for items in lists for future in found[items]])
-    return gathered
+def recipe_seconds(client: Client, recipe: Recipe, shape: Shape) -> float:
+    """Seconds that a recipe takes; its results are checked."""
+    begun = time.perf_counter()
+    results = recipe(client, shape.sizes, parse, process)
+    seconds = time.perf_counter() - begun
+    check(results, trivial_results(shape), recipe.__name__)
+    del results
+    settle(client)
+    return seconds
 
 
-def rate(work: Callable[[], list[int]], sizes: list[int]) -> float:
-    """Items per second, the median of several runs."""
-    expected = [x + 1 for size in sizes for x in range(size)]
-    rates = []
-    for _ in range(REPEATS):
-        begun = time.perf_counter()
-        results = work()
-        seconds = time.perf_counter() - begun
-        if results != expected:
-            raise AssertionError("a benchmark with wrong results measures nothing")
-        rates.append(len(expected) / seconds)
-    return statistics.median(rates)
+def evolve_seconds(
+    cluster: Cluster, shape: Shape, stages: Sequence[Any], strategy: Strategy
+) -> float:
+    """Seconds that evolve takes; its results are checked."""
+    seconds, results = evolved(cluster.address, shape.sizes, stages, strategy)
+    check(results, trivial_results(shape), f"evolve, {strategy}")
+    return seconds
 
 
-def measure(address: str) -> list[tuple[str, str, float]]:
-    """Measure every row: what, shape, items per second."""
-    rows = []
-    with Client(address, set_as_default=False) as client:
-        recipe(client, [1])  # the first tasks of a cluster pay for imports
-        rows.append(
-            (
-                "plain Dask recipe",
-                "100 x 50",
-                rate(lambda: recipe(client, RECIPE_SHAPE), RECIPE_SHAPE),
-            )
+def _nothing(cluster: Cluster, sizes: Sizes) -> Iterator[Row]:
+    """What is paid once, however much work there is."""
+    ways = {
+        "a flow run in which nothing is done": partial(empty_flow, cluster.address),
+        "evolve in it, functions": partial(
+            evolve_seconds, cluster, Shape(0, 0), FUNCTIONS, "as_completed"
+        ),
+    }
+    for name, seconds in in_turns(ways, sizes.repeats).items():
+        work = "" if name.startswith("a flow") else "no sources"
+        yield Row(name, work, figure=f"{short(Spread.of(seconds).median)} s")
+
+
+def _recipes(client: Client, sizes: Sizes) -> Iterator[Row]:
+    ways = {
+        name: partial(recipe_seconds, client, recipe, sizes.recipe)
+        for name, recipe in RECIPES.items()
+    }
+    found = in_turns(ways, sizes.repeats)
+    for name, seconds in found.items():
+        rate = Spread.of(rates(sizes.recipe.total, seconds))
+        yield Row(
+            f"plain Dask, {name}",
+            str(sizes.recipe),
+            over(found[BASE], seconds),
+            f"{short(rate.median)} items/s",
+            rate.median,
         )
 
-    @flow(task_runner=EvolveTaskRunner(address=address))
-    def evolving(sizes: list[int], strategy: str, tasks: bool) -> list[int]:
-        stages = (parse_task, process_task) if tasks else (parse, process)
-        return evolve(sizes, *stages, strategy=strategy, progress=False).results
 
-    evolving([1], "as_completed", True)
-    for shape, sizes in SHAPES.items():
-        for strategy in STRATEGIES:
-            for tasks in (False, True):
-                name = f"evolve, {strategy}, {'tasks, recorded' if tasks else 'functions'}"
-                work = lambda: evolving(sizes, strategy, tasks)  # noqa: B023, E731
-                rows.append((name, shape, rate(work, sizes)))
-    return rows
-
-
-def main() -> None:
-    """Measure, print, and write RESULTS.md beside this file."""
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        LocalCluster(n_workers=CPU_COUNT, threads_per_worker=1, dashboard_address=":0") as cluster,
-    ):
-        rows = measure(cluster.scheduler_address)
-    base = rows[0][2]
-    table = Table("what", "sources x items", "times plain Dask", "items/s")
-    lines = ["| what | sources x items | times plain Dask | items/s |", "|---|---|---:|---:|"]
-    for name, shape, found in rows:
-        cells = (name, shape, f"{found / base:.1f}", f"{found:,.0f}")
-        table.add_row(*cells)
-        lines.append(f"| {' | '.join(cells)} |")
-    Console(width=120).print(table)
-    head = (
-        f"# Results\n\nTrivial items, {CPU_COUNT} worker processes of one thread, in one run.\n\n"
+def _evolve(
+    client: Client,
+    cluster: Cluster,
+    sizes: Sizes,
+    shape: Shape,
+    strategy: Strategy,
+    *,
+    recorded: bool,
+) -> Row:
+    stages = TASKS if recorded else FUNCTIONS
+    found = in_turns(
+        {
+            "base": partial(recipe_seconds, client, RECIPES[BASE], sizes.recipe),
+            "evolve": partial(evolve_seconds, cluster, shape, stages, strategy),
+        },
+        sizes.repeats,
     )
-    Path(__file__).with_name("RESULTS.md").write_text(head + "\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    base, ours = rates(sizes.recipe.total, found["base"]), rates(shape.total, found["evolve"])
+    rate = Spread.of(ours)
+    return Row(
+        f"evolve, {strategy}, {'tasks, recorded' if recorded else 'functions'}",
+        str(shape),
+        over(ours, base),
+        f"{short(rate.median)} items/s",
+        rate.median,
+        targets.MANY_ITEMS if shape.items > shape.sources else targets.FEW_ITEMS,
+    )
