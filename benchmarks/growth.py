@@ -16,8 +16,8 @@ TITLE = "Cost and memory of more items"
 READING = (
     "seconds an item over those of an item in the run of 10,000; less is better, 1 means that an "
     "item of a longer run costs the same. Trivial items through `evolve_iter`, 100 in each source, "
-    "with tasks, recorded; each run has a flow process of its own. Memory is the largest resident size "
-    "during the run less that before it"
+    "with tasks, recorded; each run has a flow process of its own. Memory is the largest resident "
+    "size during the run less that before it"
 )
 
 
