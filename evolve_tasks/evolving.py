@@ -210,13 +210,17 @@ class EvolvingRun:
                     seconds=answer.worked_s,
                 )
             case NestedResult():
-                return core.expanded(
+                used = sum(len(batch.result.recorded) for batch in answer.batches)
+                self.ledger.give_back(unit, used)
+                actions = core.expanded(
                     unit,
                     _found_nested(answer),
                     seconds=answer.measure.parse_s,
                     inline_s=answer.measure.inline_s
                     + sum(batch.result.worked_s for batch in answer.batches),
                 )
+                self.ledger.foresee(core.expected_items)
+                return actions
             case Measure():
                 if answer.recorded and recording.unit is not None:
                     self._unit_runs[unit] = recording.unit
@@ -338,6 +342,7 @@ class RecordLedger:
     def __init__(self, mode: RecordMode, budget: int, sources_known: int | None) -> None:
         self.mode = mode
         self._left = budget
+        self._lent: dict[int, int] = {}
         # Each source is one task run, and has an item at least: where that does not fit there
         # is no use in beginning with single ones.
         too_many = sources_known is not None and 2 * sources_known > budget
@@ -368,20 +373,29 @@ class RecordLedger:
             expected: items that are still to be worked on, as far as is known. Where they do
                 not fit there is no use in beginning: single runs are slow.
         """
-        if self.mode == "auto" and expected > self._left:
-            self.all_units = True
+        self.foresee(expected)
         if not is_task or self.item_allowance < count:
             return False
         self.spent(count)
         return True
 
-    def lend(self) -> int:
+    def foresee(self, expected: int) -> None:
+        """Give up single runs for good where the items that are expected do not fit."""
+        if self.mode == "auto" and expected > self._left:
+            self.all_units = True
+
+    def lend(self, unit: int) -> int:
         """Take a part of what is left for a unit that decides by itself."""
         allowance = self.item_allowance
         if self.mode == "auto":
             allowance = -(-allowance // LENT_TO)
+            self._lent[unit] = allowance
             self.spent(allowance)
         return allowance
+
+    def give_back(self, unit: int, used: int) -> None:
+        """Take back what a unit was lent and did not use."""
+        self.spent(min(0, used - self._lent.pop(unit, used)))
 
     def spent(self, count: int) -> None:
         """Note that so many task runs were spent."""

@@ -77,7 +77,7 @@ class _NestedCarrier(FutureCarrier):
         ledger, threads = self._run.ledger, self._threads
         # Several sources spend at the same time: each gets a part of what is left, and gives
         # back what it did not need.
-        allowance = ledger.lend()
+        allowance = ledger.lend(action.unit)
         nested = NestedCall(
             expand=call,
             window=(

@@ -87,6 +87,8 @@ class _Children:
             budget=call.budget,
         )
         ends = self._expansion.measure.ends
+        if sum(end.size - end.ended for end in ends) > self._allowance:
+            self._allowance = 0  # single runs are slow: no use in beginning what does not fit
         todo: deque[Action] = deque(core.adopt([Found(end.size, end.ended) for end in ends]))
         while True:
             while todo:

@@ -13,7 +13,7 @@ def test_items_are_all_recorded_whatever_the_budget() -> None:
         assert ledger.each_source(1_000, True)
         assert ledger.each_item(10**6, True, expected=10**9)
     assert not ledger.in_units
-    assert ledger.item_allowance == ledger.lend() == UNBOUNDED
+    assert ledger.item_allowance == ledger.lend(0) == UNBOUNDED
 
 
 def test_sources_records_each_source_and_no_item() -> None:
@@ -21,7 +21,7 @@ def test_sources_records_each_source_and_no_item() -> None:
     assert ledger.each_source(50, True)
     assert not ledger.each_item(1, True)
     assert not ledger.in_units
-    assert ledger.item_allowance == ledger.lend() == 0
+    assert ledger.item_allowance == ledger.lend(0) == 0
 
 
 def test_batches_records_units_alone() -> None:
@@ -29,7 +29,7 @@ def test_batches_records_units_alone() -> None:
     assert not ledger.each_source(1, True)
     assert not ledger.each_item(1, True)
     assert ledger.in_units
-    assert ledger.item_allowance == ledger.lend() == 0
+    assert ledger.item_allowance == ledger.lend(0) == 0
 
 
 @pytest.mark.parametrize("mode", ["items", "sources", "auto", "batches"])
@@ -83,7 +83,28 @@ def test_spent_elsewhere_is_spent() -> None:
 
 def test_all_that_is_lent_never_exceeds_the_budget() -> None:
     ledger = RecordLedger("auto", 10, None)
-    lent = [ledger.lend() for _ in range(20)]
+    lent = [ledger.lend(unit) for unit in range(20)]
     assert lent[0] == -(-10 // LENT_TO)
     assert sum(lent) == 10
     assert lent == sorted(lent, reverse=True)
+
+
+def test_what_was_lent_and_not_used_comes_back() -> None:
+    ledger = RecordLedger("auto", 100, None)
+    lent = ledger.lend(0)
+    ledger.give_back(0, used=5)
+    assert ledger.item_allowance == 95
+    ledger.give_back(0, used=0)
+    assert ledger.item_allowance == 95, "it was given back before"
+    assert ledger.lend(1) < lent + 1
+    ledger.give_back(1, used=80)
+    assert ledger.item_allowance <= 95, "failures are recorded beyond what was lent"
+
+
+def test_items_that_are_expected_and_do_not_fit_end_single_runs() -> None:
+    ledger = RecordLedger("auto", 100, None)
+    ledger.foresee(100)
+    assert not ledger.all_units
+    ledger.foresee(101)
+    assert ledger.all_units
+    assert ledger.lend(0) == 0
