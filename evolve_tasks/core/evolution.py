@@ -6,11 +6,13 @@ Rules, in the order in which they are looked at:
 2. What is in flight never exceeds the window: `in_flight` items (an expansion counts as one
    for each item it expands), `units` units.
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
-   sources. Within a depth, first come, first served. So memory follows one path of the
+   sources. Within a depth, first come, first served. So memory follows a few paths of the
    tree, not the breadth of a level.
-4. One expansion is kept in flight while the window has two places or more, and takes its
-   turn among the items (`keeps`), while others stand behind them: strictly depth first, a long
-   parse that is begun last costs up to 22 % of the run time (simulated).
+4. Nobody knows which parse is long, and all threads wait for one that is begun last. So beside
+   items that wait an expansion is kept in flight for every other thread, as long as fewer
+   than `AHEAD` lists for each thread wait. One thread has nothing to gain: strictly depth first.
+   Where no item waits `AHEAD` expansions for each thread are in flight. They take their turn
+   among the items (`keeps`). Up to `FEW` threads the window is filled, behind all items.
 5. An expansion starts only if the items it is expected to give fit into `buffered`, or if
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
    are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
@@ -42,6 +44,14 @@ from evolve_tasks.errors import IllegalEvent
 # Before the first expansion has ended nobody knows a fan-out. 100 lets a hundred parses begin
 # at once under the default bound of 10,000, and one at a time where the bound is below 200.
 UNKNOWN_FAN_OUT = 100
+
+# Expansions in flight for each thread, where no item waits: one that runs, and one behind it while
+# the flow is told. And lists that wait for each thread: enough work to hide a long parse behind.
+AHEAD = 2
+
+# On so few threads a long parse that is begun late costs little, and they may be the first of a
+# cluster that grows with its work: it has to see all that the window holds.
+FEW = 2
 
 # Sources in one unit at the most: their names and results still make a readable, small answer.
 LARGEST_GROUP = 1_000
@@ -106,6 +116,7 @@ class Evolution:
             one source in each `Expand`; `None` lets measured durations decide both.
         budget: the failure policy.
         sources_known: how many sources there are, if that is known beforehand.
+        item_s: seconds that an item of the last stage takes, if somebody has measured it.
 
     Example:
         >>> from evolve_tasks.core.budget import Finish
@@ -126,6 +137,7 @@ class Evolution:
         batch: int | None,
         budget: FailureBudget,
         sources_known: int | None = None,
+        item_s: float | None = None,
     ) -> None:
         self.tallies = [StageTally() for _ in range(stages)]
         self.stopped: str | None = None
@@ -136,6 +148,8 @@ class Evolution:
         self._budget = budget
         self._sources_known = sources_known
         self._durations = [Durations() for _ in range(stages)]
+        if item_s is not None:
+            self._durations[self._last].add(1, item_s)
         self._lists: dict[ListId, _List] = {}
         self._lists_of: dict[int, int] = {}  # lists of a unit that are still open
         self._waiting: list[deque[ListId]] = [deque() for _ in range(stages)]
@@ -144,13 +158,14 @@ class Evolution:
         self._next_unit = 0
         self._flying = 0
         self._expanding = 0
+        self._expansions = 0  # units of what is expanding
         self._expanded = 0
         self._fan_out_total = 0
         self._expansions_failed = 0
         self._pulling = 0
         self._sources_ended = False
         self._stop_due: str | None = None
-        self._kept: int | None = None
+        self._kept: set[int] = set()
 
     # -- what it can be asked ---------------------------------------------------------------
 
@@ -171,8 +186,13 @@ class Evolution:
         return self._waiting_items
 
     def keeps(self, unit: int) -> bool:
-        """Whether this expansion is the one kept in flight, which stands behind no item."""
-        return unit == self._kept
+        """Whether this expansion takes its turn among the items, or else waits behind them all."""
+        return unit in self._kept
+
+    @property
+    def item_s(self) -> float | None:
+        """Seconds that an item of the last stage takes; `None` before any was measured."""
+        return self._durations[self._last].mean_s
 
     @property
     def pulling(self) -> bool:
@@ -290,6 +310,8 @@ class Evolution:
             if not (adds_up and (ran or not one.size) and one.failed >= 0 and one.not_run >= 0):
                 raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
         del self._units[unit]
+        self._kept.discard(unit)
+        self._expansions -= 1
         self._flying -= size
         self._expanding -= size
         actions: list[Action] = []
@@ -420,12 +442,13 @@ class Evolution:
             inline = inline_items(self._durations[self._last].mean_s)
         unit, offset = parent or (-1, 0)
         action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline)
-        if not self._expanding:
-            self._kept = action.unit
         self._next_unit += 1
         self._units[action.unit] = action
         self._flying += stop - start
         self._expanding += stop - start
+        self._expansions += 1
+        if self._expansions <= AHEAD * self._threads():
+            self._kept.add(action.unit)
         actions.append(action)
 
     def _close_item(self, actions: list[Action], source: int, parent: ListId | None) -> None:
@@ -485,19 +508,33 @@ class Evolution:
             actions += self.stop(why)
         if self.stopped is not None:
             return actions
-        # Beside a batch that fills the window no expansion is kept, or the batch never fits.
-        in_flight, units = self._window.in_flight, self._window.units
-        two_places = (units is None or units > 1) and (
-            in_flight is None or in_flight > self._largest_batch()
-        )
         while (room := self._room()) > 0:
             leaves = self._waiting[self._last]
-            keep_expanding = two_places and not self._expanding
-            if (keep_expanding or not leaves) and self._start_expansion(actions, room):
+            more = self._expansions + bool(self._pulling) < self._most_expansions(len(leaves))
+            if more and self._start_expansion(actions, room):
                 continue
             if not leaves or not self._process(actions, leaves, room):
                 break
         return actions
+
+    def _threads(self) -> int:
+        """Threads that the window can keep busy."""
+        window = self._window
+        bounds = (window.threads, window.in_flight, window.units)
+        return max(1, min(bound for bound in bounds if bound is not None))
+
+    def _most_expansions(self, lists: int) -> int:
+        """Expansions that may be in flight while the items of so many lists wait."""
+        threads = self._threads()
+        if not lists:
+            return AHEAD * threads if self._window.threads > FEW else LARGEST_UNIT
+        if lists >= AHEAD * threads:
+            return 0
+        most = threads // 2
+        if self._window.in_flight is not None:
+            # A batch that waits must find its room, however large it is.
+            most = min(most, self._window.in_flight - self._largest_batch())
+        return most
 
     def _ceiling(self) -> int:
         """Largest unit that leaves something for every thread."""
@@ -576,7 +613,8 @@ class Evolution:
             return 1
         parse_s = self._durations[0].mean_s
         item_s = self._durations[self._last].mean_s
-        if parse_s is None:
+        # Lists are worked on where they are found only once the duration of an item is known.
+        if parse_s is None or (item_s is None and self._fan_out_total):
             return 1
         # A source whose items are worked on elsewhere costs the unit its parse alone.
         fan_out = self._fan_out()

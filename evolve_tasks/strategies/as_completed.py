@@ -1,7 +1,7 @@
 """`as_completed`: a growing set of futures; what ends decides what is submitted next.
 
-The flow learns lengths, the lists stay on the workers. Items run at a higher priority than
-new sources, and a future is released as soon as its result is taken.
+The flow learns lengths, the lists stay on the workers. Items go before new sources, and a future
+is released as soon as its result is taken.
 """
 
 from __future__ import annotations

@@ -89,8 +89,10 @@ class _NestedCarrier(FutureCarrier):
             allowance=allowance,
             in_units=ledger.in_units,
             budget=self._budget,
+            item_s=self._run.core.item_s,
         )
-        self.ended.add(action.unit, self.submitter.nested(action.unit, nested))
+        kept = self._run.core.keeps(action.unit)
+        self.ended.add(action.unit, self.submitter.nested(action.unit, nested, kept=kept))
 
 
 def _within_source(budget: FailureBudget) -> FailureBudget:

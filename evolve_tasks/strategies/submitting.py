@@ -19,7 +19,7 @@ from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall, RunSpec
 from evolve_tasks.workers.nested import NestedCall, run_sources
 from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
-from evolve_tasks.workers.priorities import EXPAND, MEASURE, PROCESS
+from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
 from evolve_tasks.workers.transport import Packed
 
 # How long a run that is left early waits for what is already running. Prefect gives a
@@ -119,10 +119,11 @@ class Submitter:
         """Note how much stays on the workers."""
         self._sizes[unit] = sum(end.size - end.ended for end in measure.ends)
 
-    def nested(self, unit: int, call: NestedCall) -> Future[Any]:
+    def nested(self, unit: int, call: NestedCall, *, kept: bool) -> Future[Any]:
         """Submit a source as one task that submits its items itself."""
         stage = self._stages[call.expand.stage]
-        return self._submit(stage, unit, run_sources, self._run, call, priority=EXPAND)
+        priority = NESTED if kept else EXPAND
+        return self._submit(stage, unit, run_sources, self._run, call, priority=priority)
 
     def release(self, unit: int) -> None:
         """Let the workers forget the lists that a unit gave."""

@@ -42,6 +42,7 @@ class NestedCall:
         allowance: items that may have a task run of their own.
         in_units: batches beyond it are task runs as a whole.
         budget: the failure policy within these sources.
+        item_s: seconds that an item takes, as far as the flow knows.
     """
 
     expand: ExpandCall
@@ -50,6 +51,7 @@ class NestedCall:
     allowance: int
     in_units: bool
     budget: FailureBudget
+    item_s: float | None
 
 
 def run_sources(run: str, call: NestedCall) -> NestedResult:
@@ -85,6 +87,7 @@ class _Children:
             buffered=1,  # nothing is expanded here
             batch=call.batch,
             budget=call.budget,
+            item_s=call.item_s,
         )
         ends = self._expansion.measure.ends
         if sum(end.size - end.ended for end in ends) > self._allowance:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-EXPAND: Final = 0  # new sources come last, but for the one that the core keeps in flight
-PROCESS: Final = 10  # as in the example
+EXPAND: Final = 0  # sources that the core puts behind all items
+PROCESS: Final = 10  # as in the example; so are expansions that take their turn among the items
+# A source that submits its items itself: among equals Dask puts what a task submits before all
+# that the flow has submitted since, and a long parse would be begun last.
+NESTED: Final = 11
 MEASURE: Final = 100  # takes microseconds, and a whole list waits for it

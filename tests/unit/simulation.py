@@ -33,6 +33,8 @@ from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.batching import Durations, inline_items, unit_size
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import (
+    AHEAD,
+    FEW,
     LARGEST_GROUP,
     LARGEST_UNIT,
     UNKNOWN_FAN_OUT,
@@ -184,7 +186,7 @@ def program_of(random: Random, stages: int | None = None) -> Program:
 
 
 def _window(random: Random, batch: int | None) -> Window:
-    threads = random.choice((1, 1, 2, 4))
+    threads = random.choice((1, 1, 2, 3, 6))
     if random.random() < 0.4:
         return Window(units=random.choice((1, 2, 4, 10)), threads=threads)
     # Units of several items need a window of several for each thread.
@@ -607,11 +609,26 @@ class Simulation:
             return LARGEST_UNIT
         return max(1, self._window.in_flight // 2 // self._window.threads)
 
-    def _two_places(self) -> bool:
-        """Whether an expansion has a place beside the largest batch."""
-        in_flight, units = self._bounds
+    def _busy_threads(self) -> int:
+        """Threads that find something to do in the window."""
+        return max(1, min(self._window.threads, *self._bounds))
+
+    def _expansions(self) -> int:
+        """Units that expand, or are going to."""
+        expanding = sum(isinstance(action, Expand) for action in self._units.values())
+        return expanding + bool(self._pulling)
+
+    def _most_expansions(self) -> int:
+        """Units that may expand at a time, by what waits (rule 4)."""
+        lists, threads = len(self._queues[self._last]), self._busy_threads()
+        if not lists:
+            return 10**9 if self._window.threads <= FEW else AHEAD * threads
+        if lists >= AHEAD * threads:
+            return 0
+        # The largest batch keeps a place beside them.
         batch = self.program.batch or self._ceiling()
-        return units >= 2 and (self._window.in_flight is None or in_flight > batch)
+        beside = self._window.in_flight - batch if self._window.in_flight is not None else 10**9
+        return min(threads // 2, max(0, beside))
 
     # -- telling the core, and looking at what it answers ----------------------------------------
 
@@ -675,12 +692,14 @@ class Simulation:
         if self._stopped:
             self._broken(f"{action} after the stop")
         leaves = self._queues[self._last]
-        if leaves and (self._expanding or not self._two_places()):
-            self._broken(f"{action} is preferred to items that wait")
+        if self._expansions() >= self._most_expansions():
+            self._broken(
+                f"{action} beside {self._expansions()} expansions while {len(leaves)} lists wait"
+            )
         if leaves and not self._processing:
-            # One expansion is kept in flight; it must not go on taking the place of a batch.
+            # Expansions are kept in flight; they must not go on taking the place of a batch.
             self._overtaking += 1
-            if self._overtaking > 1:
+            if self._overtaking > self._window.threads // 2:
                 self._broken(f"{action} overtakes items of which none is in flight, again")
         if not self._may_expand():
             self._broken(f"{action} with {sum(self._waiting)} items waiting")
@@ -724,6 +743,8 @@ class Simulation:
         parse_s, item_s = self._durations[0].mean_s, self._durations[self._last].mean_s
         if self.program.batch is not None or self._last > 1 or parse_s is None:
             return 1
+        if item_s is None and self._fan_outs > 0:
+            return 1  # nobody knows whether lists are short
         left = None
         if self.program.sources_known:
             left = max(1, self.program.sources - len(self._sources))
@@ -787,6 +808,9 @@ class Simulation:
         self._flying += action.stop - action.start
         if isinstance(action, Expand):
             self._expanding += action.stop - action.start
+            turn = self._expansions() - bool(self._pulling) <= AHEAD * self._busy_threads()
+            if self.core.keeps(action.unit) != turn:
+                self._broken(f"{action} {'does not take' if turn else 'takes'} its turn")
 
     def _close(self, subtree: _Subtree | None, action: Action) -> None:
         if subtree is None:
@@ -855,13 +879,14 @@ class Simulation:
         if leaves and self._batch_of(leaves[0]) <= room:
             self._broken(f"room for {room}, and items wait")
         more = any(self._waiting[1 : self._last]) or not (self._ended or self._pulling)
-        wanted = not leaves or (self._expanding == 0 and self._two_places())
+        wanted = self._expansions() < self._most_expansions()
         if more and wanted and self._may_expand():
             self._broken(f"room for {room}, and no expansion begins")
 
     def _check_end(self) -> None:
         core = self.core
         kept = ("_lists", "_lists_of", "_units", "_waiting_items", "_flying", "_expanding")
+        kept += ("_expansions", "_kept")
         left = {name: value for name in kept if (value := getattr(core, name))}
         if left or any(core._waiting) or core._pulling:
             self._broken(f"at the end there is still {left or 'something'}")

@@ -19,7 +19,7 @@ from evolve_tasks.core.budget import (
     Ignore,
     Standing,
 )
-from evolve_tasks.core.evolution import LARGEST_UNIT, UNKNOWN_FAN_OUT, Evolution, Window
+from evolve_tasks.core.evolution import AHEAD, LARGEST_UNIT, UNKNOWN_FAN_OUT, Evolution, Window
 from evolve_tasks.errors import IllegalEvent
 
 
@@ -288,36 +288,121 @@ def test_the_deepest_inner_items_come_first() -> None:
     assert core.gives(2, 0)[-1] == inner(3, 2, 0, 1, 1), "and not the second of stage 1"
 
 
-# -- rule 4: one expansion is kept in flight -----------------------------------------------------
+# -- rule 4: expansions beside items ------------------------------------------------------------
 
 
-def test_one_expansion_is_kept_in_flight_beside_the_items() -> None:
-    core = evolution(in_flight=4)
+def saturated(threads: int, lists: int, *, in_flight: int | None = None, batch: int = 1) -> Core:
+    """A core whose window is full of expansions, of which some have given 50 items each."""
+    units = None if in_flight else 4 * threads
+    core = evolution(in_flight=in_flight, units=units, threads=threads, batch=batch, buffered=10**6)
     core.begin()
-    for _ in range(3):
-        core.comes()  # three expansions and a pull: the window is full
-    assert kinds(core.gives(0, 50)) == ["Process"]
-    assert kinds(core.gives(1, 50)) == ["Process"]
-    assert kinds(core.gives(2, 50)) == ["Process"]
-    # The pull is the expansion that is kept; once it is answered it becomes one.
-    assert kinds(core.comes()) == ["Expand"]
-    # When that ends the next one starts before an item does.
-    assert kinds(core.gives(6, 50)) == ["Pull"]
+    while core.pulling:
+        core.comes()
+    for unit in range(lists):
+        core.gives(unit, 50)
+    return core
 
 
-def test_a_window_of_one_place_has_none_for_an_expansion_beside_items() -> None:
-    core = evolution(in_flight=1)
+def expansions(core: Core) -> int:
+    """Expansions in flight, with the one that is being asked for."""
+    return len([unit for unit in core._units.values() if isinstance(unit, Expand)]) + core.pulling
+
+
+@pytest.mark.parametrize("threads", [3, 4, 6, 64])
+def test_where_no_item_waits_two_expansions_for_each_thread_are_in_flight(threads: int) -> None:
+    core = saturated(threads, 0)
+    assert expansions(core) == AHEAD * threads
+    assert all(core.keeps(unit) for unit in range(AHEAD * threads)), "none is behind the items"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_few_threads_get_all_that_the_window_holds_and_little_of_it_before_items(
+    threads: int,
+) -> None:
+    core = saturated(threads, 0)
+    assert expansions(core) == 4 * threads
+    in_turn = [unit for unit in range(4 * threads) if core.keeps(unit)]
+    assert in_turn == list(range(AHEAD * threads))
+
+
+def test_every_other_thread_may_expand_beside_items() -> None:
+    core = saturated(6, 9)
+    assert expansions(core) == 3
+    # Each that ends is followed by another one, before an item is.
+    assert kinds(core.gives(9, 0))[-1] == "Pull"
+    (expansion,) = core.comes()
+    assert isinstance(expansion, Expand)
+    assert core.keeps(expansion.unit)
+    assert expansions(core) == 3
+
+
+def test_an_item_is_followed_by_an_item_as_long_as_enough_is_expanded() -> None:
+    core = saturated(6, 9)
+    assert kinds(core.processed(12)) == ["Process"]
+
+
+def test_one_thread_works_strictly_depth_first() -> None:
+    core = saturated(1, 4)
+    assert expansions(core) == 0
+    assert core.waiting > 0
+    while core.waiting:
+        unit = next(iter(core._units))
+        assert "Pull" not in kinds(core.processed(unit)) or not core.waiting
+
+
+def test_two_threads_parse_one_source_beside_the_items_of_others() -> None:
+    core = evolution(in_flight=None, units=8, threads=2, buffered=10**6)
     core.begin()
     core.comes()
-    core.gives(0, 3)
-    assert kinds(core.processed(1)) == ["Process"]
-    assert kinds(core.processed(2)) == ["Process"]
+    core.comes()
+    core.ends()
+    assert kinds(core.gives(0, 50)) == ["Process"] * 7
+
+
+def test_nothing_is_expanded_while_two_lists_for_each_thread_wait() -> None:
+    core = saturated(6, 11)  # which has made room for one more: it is being asked for
+    core.comes()
+    for unit, action in list(core._units.items()):
+        if isinstance(action, Expand):
+            core.gives(unit, 50)
+    assert (expansions(core), len(core._waiting[1])) == (0, AHEAD * 6 + 1)
+    while not core.pulling:
+        core.processed(next(iter(core._units)))
+    assert len(core._waiting[1]) == AHEAD * 6 - 1
+
+
+@pytest.mark.parametrize(("in_flight", "batch", "most"), [(6, 1, 3), (3, 1, 1), (2, 1, 1)])
+def test_a_narrow_window_has_few_places_beside_items(in_flight: int, batch: int, most: int) -> None:
+    core = saturated(16, 0, in_flight=in_flight, batch=batch)
+    for unit in range(in_flight):
+        core.gives(unit, 1 if unit else 50)
+    assert core.waiting > 0
+    assert expansions(core) <= most
+    assert core.flying == in_flight
+
+
+@pytest.mark.parametrize(("in_flight", "batch"), [(1, 1), (4, 4), (4, 8)])
+def test_a_window_that_a_batch_fills_has_no_place_for_an_expansion_beside_items(
+    in_flight: int, batch: int
+) -> None:
+    core = evolution(in_flight=in_flight, batch=batch, threads=4)
+    core.begin()
+    while core.pulling:
+        core.comes()
+    for unit in range(in_flight):
+        core.gives(unit, 3 * in_flight)
+    while core.waiting:
+        assert expansions(core) == 0
+        core.processed(next(iter(core._units)))
 
 
 @pytest.mark.parametrize(("in_flight", "batch"), [(2, 2), (5, 5), (4, 8), (5, 4), (1, 3)])
-def test_items_start_soon_however_large_a_batch_is(in_flight: int, batch: int) -> None:
-    # The kept expansion must not take the place that a batch as large as the window waits for.
-    core = evolution(in_flight=in_flight, batch=batch, buffered=10_000)
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_items_start_soon_however_large_a_batch_is(
+    in_flight: int, batch: int, threads: int
+) -> None:
+    # Expansions beside items must not take the place that a batch as large as the window waits for.
+    core = evolution(in_flight=in_flight, batch=batch, buffered=10_000, threads=threads)
     todo = core.begin()
     in_order: list[Expand] = []
     while not any(isinstance(action, Process) for action in todo):
@@ -365,7 +450,7 @@ def test_the_mean_is_rounded_up() -> None:
 
 
 def test_a_full_buffer_holds_back_expansions_until_it_is_below_the_bound_again() -> None:
-    core = evolution(in_flight=2, buffered=3)
+    core = evolution(in_flight=2, buffered=3, threads=2)
     core.begin()
     core.comes()
     assert kinds(core.gives(0, 5)) == ["Process", "Process"]
@@ -518,7 +603,7 @@ def test_the_last_item_closes_its_list_and_those_above() -> None:
 
 
 def test_a_list_that_ends_counts_as_one_item_of_its_own_parent() -> None:
-    core = evolution(stages=3, in_flight=2)
+    core = evolution(stages=3, in_flight=2, threads=2)
     core.begin()
     core.comes()
     core.comes()
@@ -661,6 +746,24 @@ def test_sources_with_few_short_items_work_on_them_at_once() -> None:
     assert expansion.inline == 10, "a tenth of a second"
 
 
+def test_sources_come_singly_until_an_item_was_measured() -> None:
+    core = evolution(in_flight=16, batch=None, buffered=10**6)
+    core.begin()
+    core.comes()
+    core.expanded(0, [Found(1)], seconds=1e-3)
+    assert core.comes()[-1] == Pull(1), "lists of a group would not be worked on at once"
+    core.processed(1, seconds=1e-3)
+    assert core.comes()[-1] == Pull(8)
+
+
+def test_sources_without_items_are_grouped_though_no_item_is_ever_measured() -> None:
+    core = evolution(in_flight=16, batch=None, buffered=10**6)
+    core.begin()
+    core.comes()
+    core.expanded(0, [Found()], seconds=1e-3)
+    assert core.comes()[-1] == Pull(8)
+
+
 def test_with_a_batch_given_sources_come_singly_and_nothing_is_worked_on_in_passing() -> None:
     core = evolution(in_flight=20, batch=3, buffered=10**6)
     core.begin()
@@ -696,6 +799,14 @@ def test_lists_that_are_adopted_are_worked_on_from_where_they_stand() -> None:
     assert said(core.processed(2)) == said([Release(0), SourceDone(3)])
     assert core.finished
     assert (core.tallies[1].discovered, core.tallies[1].done, core.sources) == (3, 3, 0)
+
+
+def test_what_others_measured_makes_batches_at_once() -> None:
+    window = Window(units=4, threads=2)
+    core = Core(stages=2, window=window, buffered=1, batch=None, budget=Finish(), item_s=0.01)
+    assert core.item_s == 0.01
+    sizes = [action.stop - action.start for action in core.adopt([Found(100)])]  # type: ignore[union-attr]
+    assert sizes == [25, 19, 14, 11], "a quarter of what is left"
 
 
 @pytest.mark.parametrize("lists", [[], [Found()], [Found(5, 5)]])
