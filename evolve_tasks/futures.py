@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from uuid import UUID
 
 from distributed import Client, Future
 from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from evolve_tasks.workers.context import on_worker
-from evolve_tasks.workers.seceding import seceded
+from evolve_tasks.workers.seceding import secede_for_good, seceded
 
 # Further results that come along with one that is asked for: so many at the most, and each no
 # larger than what a message costs anyway. Large ones stay where they are until they are wanted.
@@ -32,16 +33,19 @@ class EvolveFuture(PrefectDaskFuture[Any]):
     Args:
         run_id: id of its task run.
         future: Dask's future of the final state.
-        ended: futures of the same runner that have ended.
+        ended: futures of the same runner that have ended; `None` where the future has come from
+            another process, as the result of a task.
     """
 
-    def __init__(self, run_id: UUID, future: Future[Any], ended: EndedFutures) -> None:
+    def __init__(
+        self, run_id: UUID, future: Future[Any], ended: EndedFutures | None = None
+    ) -> None:
         super().__init__(task_run_id=run_id, wrapped_future=future)
         self._ended = ended
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task run has ended, or for `timeout` seconds."""
-        with _aside(self._wrapped_future):
+        with self._aside():
             self._fetch(timeout)
             super().wait(timeout)
 
@@ -52,16 +56,35 @@ class EvolveFuture(PrefectDaskFuture[Any]):
             TimeoutError: it has not ended within `timeout` seconds.
             Exception: what the task raised, unless `raise_on_failure` is false.
         """
-        with _aside(self._wrapped_future):
+        with self._aside():
             self._fetch(timeout)
             return super().result(timeout, raise_on_failure)
 
+    def add_done_callback(self, fn: Callable[[PrefectFuture[Any]], None]) -> None:
+        """Have `fn` called with this future when it has ended.
+
+        Prefect's `wait` and `as_completed` do that before they wait in a way that nobody sees
+        the end of; a task on a worker that does so gives its place in the thread pool away.
+        """
+        if on_worker():
+            secede_for_good()
+        super().add_done_callback(fn)
+
+    def _aside(self) -> AbstractContextManager[None]:
+        # One that has come from elsewhere knows its client only when Dask asks for it.
+        here = self._ended is not None and self._wrapped_future.done()
+        return nullcontext() if here or not on_worker() else seceded()
+
     def _fetch(self, timeout: float | None) -> None:
-        if self._final_state is not None or timeout is not None:
+        if self._ended is None or self._final_state is not None or timeout is not None:
             return  # with a time limit Dask's own way is exact, and nobody waits for many
         self._wrapped_future.exception()  # waits, and fetches no result
         if self._wrapped_future.status == "finished":
             self._ended.fetch(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without what belongs to this process."""
+        return {**self.__dict__, "_ended": None}
 
     def ended_with(self, state: State[Any]) -> None:
         """Take the final state, which somebody has fetched."""
@@ -118,7 +141,3 @@ class EndedFutures:
 
 def _finished(future: EvolveFuture) -> bool:
     return bool(future.wrapped_future.status == "finished")
-
-
-def _aside(future: Future[Any]) -> AbstractContextManager[None]:
-    return nullcontext() if future.done() or not on_worker() else seceded()

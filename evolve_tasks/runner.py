@@ -181,7 +181,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         run_id = uuid4()
         upstream: list[Future[Any]] = []
         inputs = {
-            name: collect_task_run_inputs_sync(value) | (dependencies or {}).get(name, set())
+            name: _inputs(value) | (dependencies or {}).get(name, set())
             for name, value in parameters.items()
         }
         context = self.contexts.current()
@@ -274,6 +274,12 @@ class EvolveTaskRunner(DaskTaskRunner):
         )
         for future in pending:
             future.exception()
+
+
+def _inputs(value: Any) -> set[RunInput]:
+    """The task runs that a value comes from; futures of Prefect's Dask client have one, too."""
+    own = collect_task_run_inputs_sync(value)
+    return {*own, *collect_task_run_inputs_sync(value, future_cls=Future)}
 
 
 def _without_futures(value: Any, upstream: list[Future[Any]]) -> Any:

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, hydrated_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.results import default_cache
 
 from evolve_tasks.workers.transport import Packed
 
@@ -94,6 +95,31 @@ def context_here(name: str | None) -> Context:
             "flow run that began this task has ended"
         )
     return plugin.template().copy()
+
+
+@contextmanager
+def tracking_alone() -> Iterator[None]:
+    """Keep what Prefect notes of results and assets for a single task.
+
+    It notes each result in the flow run context, to know dependencies, and keeps the last
+    thousand in memory. On a worker the context lives as long as the flow run: the notes would
+    pile up, and large results fill the memory.
+    """
+    flow_run = FlowRunContext.get()
+    if flow_run is None:
+        yield
+        return
+    fresh: dict[str, Any] = {"run_results": {}, "task_run_assets": {}}
+    if (store := flow_run.result_store) is not None:
+        fresh["result_store"] = store.model_copy(update={"cache": default_cache()})
+    with flow_run.model_copy(update=fresh) as alone:
+        here = _here.get()
+        unchanged = here is not None and here.flow_run is flow_run
+        token = _here.set(replace(here, flow_run=alone) if here and unchanged else here)
+        try:
+            yield
+        finally:
+            _here.reset(token)
 
 
 def on_worker() -> bool:

@@ -18,7 +18,7 @@ from uuid import UUID
 from distributed.protocol.pickle import dumps, loads
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import TaskRun
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import TaskRunContext
 from prefect.exceptions import ExternalSignal, PrefectSignal
 from prefect.logging.loggers import patch_print
 from prefect.results import get_result_store
@@ -39,6 +39,7 @@ from evolve_tasks.workers.calls import (
     Span,
     item_run_id,
 )
+from evolve_tasks.workers.context import tracking_alone
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.task_runs import (
     OpenRun,
@@ -129,9 +130,7 @@ class Runtime:
         return OpenRun(task, name, self._template.copy())
 
     def _in_context(self, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
-        return self._template.copy().run(
-            partial(_with_own_tracking, function, *arguments, **keywords)
-        )
+        return self._template.copy().run(partial(_tracked_alone, function, *arguments, **keywords))
 
     def _expand(self, call: ExpandCall) -> Expansion:
         bound = self._bound[call.stage]
@@ -336,13 +335,8 @@ class Runtime:
         return Span(started=time.time(), worker=self._place, thread=threading.get_ident())
 
 
-def _with_own_tracking(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
-    # Prefect notes each result in the flow run context, to know dependencies. The context
-    # lives as long as the run; a copy for each unit keeps the notes from piling up.
-    flow_context = FlowRunContext.get()
-    if flow_context is None:
-        return function(*arguments, **keywords)
-    with flow_context.model_copy(update={"run_results": {}, "task_run_assets": {}}):
+def _tracked_alone(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
+    with tracking_alone():
         return function(*arguments, **keywords)
 
 

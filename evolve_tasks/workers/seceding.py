@@ -32,6 +32,12 @@ def seceded() -> Iterator[None]:
         rejoin()
 
 
+def secede_for_good() -> None:
+    """Leave the worker's thread pool, whose place goes to another thread, until the task ends."""
+    if getattr(thread_state, "proceed", False):
+        copy_context().run(_secede_alone)
+
+
 def _secede_alone() -> None:
     # Seceding adds a callback to the worker's event loop, which keeps a copy of the context
     # variables; the next task on this worker would inherit the run contexts as its parents.

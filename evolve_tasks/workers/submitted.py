@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,12 +13,23 @@ from distributed import Future
 from prefect import Task
 from prefect.client.schemas.objects import RunInput, State
 from prefect.task_engine import _create_task_run_locally, run_task_async, run_task_sync
+from prefect.utilities.annotations import BaseAnnotation, allow_failure, opaque, quote, unmapped
 from prefect.utilities.collections import visit_collection
 
-from evolve_tasks.workers.context import context_here, surrounded
+from evolve_tasks.workers.context import context_here, surrounded, tracking_alone
 from evolve_tasks.workers.seceding import seceded
 from evolve_tasks.workers.task_runs import run_coroutine
 from evolve_tasks.workers.transport import Packed
+
+
+def _annotation_parts(annotation: BaseAnnotation) -> tuple[Any, tuple[Any]]:
+    return type(annotation), (annotation.unwrap(),)
+
+
+# Prefect's annotations are tuples that are made from their content. Pickle makes them from the
+# whole tuple, so they come back wrapped twice.
+for _kind in (quote, opaque, allow_failure, unmapped):
+    copyreg.pickle(_kind, _annotation_parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +94,21 @@ def _run(packed: Packed, upstream: list[Any]) -> State[Any]:
     submission: Submission = packed.value()
     mine: list[Future[Any]] = []
     children.set(mine)
-    with surrounded(submission.surroundings):
-        state = _run_task(submission, upstream)
-    # What was submitted here and not waited for ends before its parent does; otherwise it
-    # would be dropped together with its futures.
-    pending = [child for child in mine if not child.done()]
-    if pending:
-        with seceded():
-            for child in pending:
-                child.exception()
-    return state
+    try:
+        with surrounded(submission.surroundings), tracking_alone():
+            state = _run_task(submission, upstream)
+        # What was submitted here and not waited for ends before its parent does; otherwise it
+        # would be dropped together with its futures.
+        pending = [child for child in mine if not child.done()]
+        if pending:
+            with seceded():
+                for child in pending:
+                    child.exception()
+        return state
+    finally:
+        # Threads and callbacks that began here keep the context variables, and with them the
+        # list: the scheduler would keep the tasks as long.
+        mine.clear()
 
 
 def _run_task(submission: Submission, upstream: list[Any]) -> State[Any]:
