@@ -216,3 +216,37 @@ def test_seceding_leaks_no_parent(diary: Path) -> None:
     assert len(runs) == 10
     assert [run.task_inputs for run in runs if run.name.startswith("bystander")] == [{}, {}]
     check_graph([run for run in runs if not run.name.startswith("bystander")])
+
+
+def test_sequential_sources_share_task_runs_beyond_the_budget(diary: Path) -> None:
+    """A task run for each of very many sources is more than a server takes."""
+    seen: list[UUID] = []
+
+    @flow(name="shared-runs")
+    def shared_runs() -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        seen.append(context.flow_run.id)
+        sources = ((str(diary), 10 if n % 100 == 7 else 1, n != 5) for n in range(400))
+        outcome = evolve(
+            sources,
+            parse,
+            process,
+            strategy="sequential",
+            record_budget=0,
+            on_failure="ignore",
+        )
+        assert (outcome.counts.sources, outcome.counts.sources_failed) == (400, 1)
+        assert (outcome.counts.done, outcome.counts.failed) == (431, 4)
+
+    shared_runs()
+    assert executions(diary) == Counter(parse=400, process=435)
+    runs = runs_of(seen[0])
+    assert all(run.state is not None and run.state.is_final() for run in runs)
+    failed = [run.name for run in runs if run.state and run.state.is_failed()]
+    assert Counter(name.partition("[")[0] for name in failed) == {"parse": 1, "process": 4}
+    shared = {run.id for run in runs if run.name.startswith("parse[") and run.name.endswith(" …]")}
+    assert 1 <= len(shared) <= 60
+    assert all(inputs(run) <= shared for run in runs)
+    assert all(inputs(run) for run in runs if run.name.startswith("process["))
