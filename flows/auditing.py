@@ -333,14 +333,14 @@ def _line_counts(source: str, node: ast.stmt) -> Any:
             for part in ast.walk(node)
             if isinstance(part, ast.stmt) and not hasattr(part, "body")
         )
-    if longest <= LONG_STATEMENT:
-        try:
-            return analyze(source)
-        # It tokenizes line by line, and there are files that it does not get through. Each
-        # of its errors means the same: count in another way.
-        except Exception:
-            pass
-    return _plain_line_counts(source, node)
+    if longest > LONG_STATEMENT:
+        return _plain_line_counts(source, node)
+    try:
+        return analyze(source)
+    except Exception:
+        # It tokenizes line by line, and there are files that it does not get through. Each of
+        # its errors means the same: count in another way.
+        return _plain_line_counts(source, node)
 
 
 def _plain_line_counts(source: str, node: ast.stmt) -> Any:
