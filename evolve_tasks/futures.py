@@ -20,6 +20,7 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.seceding import secede_for_good, seceded
+from evolve_tasks.workers.submitted import small_states
 
 # Further results that come along with one that is asked for: so many at the most, and each no
 # larger than what a message costs anyway. Large ones stay where they are until they are wanted.
@@ -115,19 +116,24 @@ class EndedFutures:
     def fetch(self, wanted: EvolveFuture) -> None:
         """Fetch the state of one that has finished, and others with it."""
         others = [one for one in self._take() if one is not wanted]
-        futures = [one.wrapped_future for one in others]
-        if futures:
-            keys = [future.key for future in futures]
-            sizes: dict[Any, int] = self._client.nbytes(keys, summary=False)
-            others = [one for one in others if sizes.get(one.wrapped_future.key, 0) <= SMALL_BYTES]
-        fetched = [wanted, *others]
-        try:
-            states = self._client.gather([one.wrapped_future for one in fetched])
-        except Exception:
-            return  # a worker died since; Dask tells of it where each is asked for alone
-        for one, state in zip(fetched, states, strict=True):
-            if isinstance(state, State):
-                one.ended_with(state)
+        if not others:
+            return  # alone it comes in Dask's own way
+        futures = {one.wrapped_future.key: one for one in (wanted, *others)}
+        # Not by `gather`: one result among them that cannot be pickled would make it fail, and
+        # Dask take its worker for lost.
+        # Whatever does not come along is fetched when it is asked for alone.
+        holders = self._client.who_has([one.wrapped_future for one in futures.values()])
+        workers = {address for addresses in holders.values() for address in addresses}
+        if not workers:
+            return
+        found: dict[str, Any] = self._client.run(
+            small_states, list(futures), SMALL_BYTES, workers=list(workers), on_error="ignore"
+        )
+        for key, packed in (pair for states in found.values() for pair in states.items()):
+            try:
+                futures[key].ended_with(packed.value())
+            except Exception:  # its class is not known here: who asks for it alone is told so
+                continue
 
     def _take(self) -> Iterator[EvolveFuture]:
         for _ in range(min(AT_ONCE, len(self._futures))):

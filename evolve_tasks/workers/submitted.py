@@ -9,7 +9,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from dask.sizeof import sizeof
-from distributed import Future
+from distributed import Future, Worker
 from prefect import Task
 from prefect.client.schemas.objects import RunInput, State
 from prefect.task_engine import _create_task_run_locally, run_task_async, run_task_sync
@@ -30,6 +30,10 @@ def _annotation_parts(annotation: BaseAnnotation) -> tuple[Any, tuple[Any]]:
 # whole tuple, so they come back wrapped twice.
 for _kind in (quote, opaque, allow_failure, unmapped):
     copyreg.pickle(_kind, _annotation_parts)
+
+
+# A state is pickled with what its result alone does not weigh: details, ids, a traceback.
+PICKLED_OVER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,32 @@ class Submission:
     wait_for: Any
     inputs: dict[str, set[RunInput]]
     surroundings: dict[str, Any] = field(default_factory=dict)
+
+
+def small_states(keys: list[str], most_bytes: int, dask_worker: Worker) -> dict[str, Packed]:
+    """Pack final states that this worker holds; runs in its event loop, beside all tasks.
+
+    Args:
+        keys: Dask keys of N >= 0 submitted tasks that have finished.
+        most_bytes: larger ones are left where they are.
+        dask_worker: the worker; Dask gives it.
+
+    Returns:
+        Those that it holds, that are small, and that can be pickled.
+    """
+    packed: dict[str, Packed] = {}
+    for key in keys:
+        known = dask_worker.state.tasks.get(key)
+        if known is None or known.get_nbytes() > most_bytes or key not in dask_worker.data:
+            continue
+        try:
+            state = Packed.of(dask_worker.data[key])
+        except Exception:
+            # Who asks for this one alone gets the error; the others must not.
+            continue
+        if len(state.payload) <= PICKLED_OVER * most_bytes:
+            packed[key] = state
+    return packed
 
 
 @sizeof.register(State)  # type: ignore[untyped-decorator]

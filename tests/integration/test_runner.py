@@ -408,6 +408,46 @@ def test_a_result_that_takes_too_long(workers: str, tmp_path: Path) -> None:
     run(workers, body)
 
 
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("unpicklable")
+        self.lock = threading.Lock()
+
+
+@task
+def lock() -> Any:
+    return threading.Lock()
+
+
+@task
+def fails_unpicklably() -> None:
+    raise Unpicklable()
+
+
+def test_what_cannot_be_pickled(lone_worker: LocalCluster) -> None:
+    """It may stay where it is; asking for it elsewhere says so, and stops nothing else."""
+
+    def body() -> tuple[UUID, UUID]:
+        kept = lock.submit()
+        others: Any = double.map([1, 2, 3])
+        assert kind.submit(kept).result() == "lock"
+        until(lambda: all(each.wrapped_future.done() for each in others), "the others end")
+        with pytest.raises(TypeError, match=r"serialize|pickle"):
+            kept.result()
+        bad: Any = fails_unpicklably.submit()
+        bad.wait()
+        with pytest.raises(TypeError, match=r"serialize|pickle"):
+            bad.result()
+        with pytest.raises((TypeError, ValueError), match=r"serialize|pickle"):
+            kind.submit(threading.Lock())
+        assert others.result() == [2, 4, 6]
+        return UUID(str(kept.task_run_id)), bad.task_run_id
+
+    run_id, (kept_id, bad_id) = run(lone_worker.scheduler_address, body)
+    runs = recorded(run_id, 6)
+    assert (runs[kept_id].state_name, runs[bad_id].state_name) == ("Completed", "Failed")
+
+
 def test_a_runner_without_a_flow(workers: str) -> None:
     runner = runner_on(workers)
     with pytest.raises(RuntimeError, match="must be started"):
