@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import dask
 import distributed
 from distributed import Client, Future
-from prefect.client.schemas.objects import RunInput
+from prefect.client.schemas.objects import FlowRun, RunInput
 from prefect.context import AssetContext, FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.server.api.server import SubprocessASGIServer
@@ -29,7 +29,13 @@ from evolve_tasks.futures import EndedFutures, EvolveFuture
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.workers.closing import QuietClosing
 from evolve_tasks.workers.context import on_worker
-from evolve_tasks.workers.submitted import Submission, Upstream, children, run_submission
+from evolve_tasks.workers.submitted import (
+    Submission,
+    Upstream,
+    begun,
+    children,
+    run_submission,
+)
 from evolve_tasks.workers.transport import Packed
 
 # Several tasks may be the first to need a client; a cluster started twice would be left behind.
@@ -44,7 +50,8 @@ class EvolveTaskRunner(DaskTaskRunner):
     Everything that a flow submits through it, and `evolve`, runs in a context that is prepared
     once in each worker process. The embedded default works with worker processes, too.
 
-    Task runs that nobody waited for are awaited at the end of the flow run.
+    Task runs that nobody waited for are awaited at the end of the flow run; if it failed, those
+    that have not begun are cancelled. A warning says how many.
 
     Takes everything that `DaskTaskRunner` takes. Where no `PREFECT_API_URL` is set, Prefect
     starts a temporary server for the flow; the workers then use that one, and the flow waits
@@ -82,6 +89,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._ephemeral = False
         self._submitted: list[UUID] = []
         self._pending: dict[UUID, Future[Any]] = {}
+        self._flow_run: FlowRun | None = None
         self._ended: EndedFutures | None = None
 
     def duplicate(self) -> Self:
@@ -219,6 +227,8 @@ class EvolveTaskRunner(DaskTaskRunner):
         if self._ephemeral:
             self._submitted.append(run_id)
         self._pending[run_id] = future
+        if (context := FlowRunContext.get()) is not None:
+            self._flow_run = context.flow_run
         future.add_done_callback(lambda _: self._pending.pop(run_id, None))
         if (mine := children.get()) is not None:
             mine.append(future)
@@ -246,7 +256,7 @@ class EvolveTaskRunner(DaskTaskRunner):
     def __exit__(self, *args: Any) -> None:
         if not on_worker():
             try:
-                self._end_pending(cancel=args[0] is not None)
+                self._end_pending(interrupted=args[0] is not None)
                 if self._contexts is not None:
                     self._contexts.close()
                 if self._submitted:
@@ -256,24 +266,48 @@ class EvolveTaskRunner(DaskTaskRunner):
         else:
             super().__exit__(*args)
 
-    def _end_pending(self, *, cancel: bool) -> None:
+    def _end_pending(self, *, interrupted: bool) -> None:
         """End what was submitted and is not waited for by anybody."""
-        pending = list(self._pending.values())
+        pending = dict(self._pending)
         if not pending or self.client.status != "running":
             return
-        count = len(pending)
-        runs = "1 task run" if count == 1 else f"{count} task runs"
-        if cancel:
-            self.logger.warning("Cancelling %s: the flow run was ended before them", runs)
-            self.client.cancel(pending)
-            return
-        self.logger.warning(
-            "Waiting for %s submitted and not waited for: call wait() or result() on the futures "
-            "in the flow, so that its state tells of them",
-            runs,
-        )
-        for future in pending:
+        if interrupted or self._failed():
+            # What has not begun may wait for something that the flow will never do.
+            keep = {} if interrupted else self._begun(pending)
+            dropped = {run_id: one for run_id, one in pending.items() if run_id not in keep}
+            self.logger.warning(
+                "%s submitted had not ended when the flow run did: cancelling %d, waiting for %d "
+                "that have begun",
+                _runs(len(pending)),
+                len(dropped),
+                len(keep),
+            )
+            self.client.cancel(list(dropped.values()))
+            self._submitted = [run_id for run_id in self._submitted if run_id not in dropped]
+            pending = keep
+        else:
+            self.logger.warning(
+                "Waiting for %s submitted and not waited for: call wait() or result() on the "
+                "futures in the flow, so that its state tells of them",
+                _runs(len(pending)),
+            )
+        for future in pending.values():
             future.exception()
+
+    def _failed(self) -> bool:
+        """Whether the flow run has ended, and not well; Prefect sets its state before this."""
+        state = self._flow_run.state if self._flow_run is not None else None
+        return state is not None and state.is_final() and not state.is_completed()
+
+    def _begun(self, pending: dict[UUID, Future[Any]]) -> dict[UUID, Future[Any]]:
+        keys = [future.key for future in pending.values()]
+        by_worker: dict[str, list[str]] = self.client.run(begun, keys, on_error="ignore")
+        running = {key for found in by_worker.values() for key in found}
+        return {run_id: one for run_id, one in pending.items() if one.key in running}
+
+
+def _runs(count: int) -> str:
+    return "1 task run" if count == 1 else f"{count} task runs"
 
 
 def _inputs(value: Any) -> set[RunInput]:

@@ -68,6 +68,13 @@ class Submission:
     surroundings: dict[str, Any] = field(default_factory=dict)
 
 
+def begun(keys: list[str], dask_worker: Worker) -> list[str]:
+    """Tell which of some tasks run on this worker, in a thread of its pool or beside it."""
+    tasks = dask_worker.state.tasks
+    running = ("executing", "long-running")
+    return [key for key in keys if key in tasks and tasks[key].state in running]
+
+
 def small_states(keys: list[str], most_bytes: int, dask_worker: Worker) -> dict[str, Packed]:
     """Pack final states that this worker holds; runs in its event loop, beside all tasks.
 

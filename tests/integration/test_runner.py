@@ -1505,3 +1505,17 @@ def test_a_flow_that_raises_says_what_it_leaves(workers: str, tmp_path: Path) ->
         assert client.read_flow_run(seen[0]).state_name == "Failed"
     # Waited for or cancelled: nothing stays open.
     until(lambda: all(map(settled, task_runs(seen[0]))), "all task runs end")
+
+
+def test_a_flow_that_raises_does_not_wait_for_what_cannot_begin(workers: str) -> None:
+    """No worker has the resource; waiting for it would hold the failed flow run for ever."""
+    seen: list[Any] = []
+
+    def body() -> None:
+        with annotate(resources={"nowhere": 1}):
+            seen.append(double.submit(1))
+        raise RuntimeError("the flow's own")
+
+    with pytest.raises(RuntimeError, match=r"^the flow's own$"):
+        run(workers, body)
+    assert seen[0].wrapped_future.cancelled()
