@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -10,13 +9,13 @@ from typing import NamedTuple
 from distributed import Client
 
 from benchmarks import targets
-from benchmarks.cluster import Cluster, settle
+from benchmarks.cluster import Cluster
 from benchmarks.evolving import evolved
 from benchmarks.pairing import in_turns, over
-from benchmarks.recipes import by_completion
 from benchmarks.sizes import Shape, Sizes
+from benchmarks.sleeping import evolve_seconds, plain_seconds
 from benchmarks.table import Row, Spread, short
-from benchmarks.work import Timed, check, read, read_task, timed_results, wait, wait_task
+from benchmarks.work import Timed, read, read_task, wait, wait_task
 
 TITLE = "Item durations beside plain Dask"
 READING = (
@@ -60,14 +59,14 @@ def measure(cluster: Cluster, sizes: Sizes) -> Iterator[Row]:
         ways["tasks, recorded"] = (read_task, wait_task)
     with Client(cluster.address, set_as_default=False) as client:
         warm = Cell(0.0, Shape(2, 2)).sources
-        _recipe_seconds(client, warm)
+        plain_seconds(client, warm)
         for stages in ways.values():
             evolved(cluster.address, warm, stages, "as_completed")
         for cell in cells(sizes):
             sources = cell.sources
-            turns: dict[str, Callable[[], float]] = {"": partial(_recipe_seconds, client, sources)}
+            turns: dict[str, Callable[[], float]] = {"": partial(plain_seconds, client, sources)}
             for name, stages in ways.items():
-                turns[name] = partial(_evolve_seconds, cluster, sources, stages)
+                turns[name] = partial(evolve_seconds, cluster, "as_completed", stages, sources)
             found = in_turns(turns, sizes.repeats)
             for name in ways:
                 yield _row(cell, name, found[name], found[""])
@@ -81,18 +80,3 @@ def _row(cell: Cell, name: str, ours: Sequence[float], plain: Sequence[float]) -
         f"{short(Spread.of(ours).median)} s beside {short(Spread.of(plain).median)} s",
         target=targets.LONG_ITEMS if cell.seconds >= LONG_S else None,
     )
-
-
-def _recipe_seconds(client: Client, sources: Sequence[Timed]) -> float:
-    begun = time.perf_counter()
-    results = by_completion(client, sources, read, wait)
-    seconds = time.perf_counter() - begun
-    check(results, timed_results(sources), "plain Dask")
-    settle(client)
-    return seconds
-
-
-def _evolve_seconds(cluster: Cluster, sources: Sequence[Timed], stages: Sequence[object]) -> float:
-    seconds, results = evolved(cluster.address, sources, stages, "as_completed")
-    check(results, timed_results(sources), "evolve, as_completed")
-    return seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from random import Random
@@ -10,12 +9,12 @@ from random import Random
 from distributed import Client
 
 from benchmarks import targets
-from benchmarks.cluster import Cluster, settle
-from benchmarks.evolving import STRATEGIES, Strategy, evolved
-from benchmarks.recipes import by_completion
+from benchmarks.cluster import Cluster
+from benchmarks.evolving import STRATEGIES
 from benchmarks.sizes import Sizes
+from benchmarks.sleeping import evolve_seconds, plain_seconds
 from benchmarks.table import Row, Spread, short
-from benchmarks.work import Timed, check, read, read_task, timed_results, wait, wait_task
+from benchmarks.work import Timed, read, read_task, wait, wait_task
 
 TITLE = "Skewed work on six threads"
 READING = (
@@ -52,11 +51,11 @@ def measure(cluster: Cluster, sizes: Sizes) -> Iterator[Row]:
         ways: dict[str, Callable[[Sequence[Timed]], float]] = {}
         for strategy in STRATEGIES:
             name = f"evolve, {strategy}, functions"
-            ways[name] = partial(_evolve, cluster, strategy, (read, wait))
+            ways[name] = partial(evolve_seconds, cluster, strategy, (read, wait))
         if sizes.skewed_beside:
             name = "evolve, as_completed, tasks, recorded"
-            ways[name] = partial(_evolve, cluster, "as_completed", (read_task, wait_task))
-            ways["plain Dask, as_completed"] = partial(_plain, client)
+            ways[name] = partial(evolve_seconds, cluster, "as_completed", (read_task, wait_task))
+            ways["plain Dask, as_completed"] = partial(plain_seconds, client)
         factors: dict[str, list[float]] = {name: [] for name in ways}
         for way in ways.values():  # the first run pays for what processes have to import
             way([Timed(0.0, (0.0, 0.0))] * 12)
@@ -73,20 +72,3 @@ def measure(cluster: Cluster, sizes: Sizes) -> Iterator[Row]:
             f"worst {short(spread.high)}, seed {found.index(spread.high)}",
             target=targets.SKEWED_WORK if name.startswith("evolve") else None,
         )
-
-
-def _evolve(
-    cluster: Cluster, strategy: Strategy, stages: Sequence[object], sources: Sequence[Timed]
-) -> float:
-    seconds, results = evolved(cluster.address, sources, stages, strategy)
-    check(results, timed_results(sources), f"evolve, {strategy}")
-    return seconds
-
-
-def _plain(client: Client, sources: Sequence[Timed]) -> float:
-    begun = time.perf_counter()
-    results = by_completion(client, sources, read, wait)
-    seconds = time.perf_counter() - begun
-    check(results, timed_results(sources), "plain Dask")
-    settle(client)
-    return seconds

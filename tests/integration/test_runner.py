@@ -33,13 +33,10 @@ from prefect.assets import Asset, materialize
 from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
     LogFilter,
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.client.schemas.sorting import TaskRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import UnfinishedRun
 from prefect.futures import as_completed, wait
@@ -55,6 +52,7 @@ from prefect_dask.utils import get_async_dask_client, get_dask_client
 from pydantic import BaseModel
 
 from evolve_tasks import EvolveTaskRunner
+from tests.integration.api import task_runs
 
 R = TypeVar("R")
 
@@ -178,15 +176,6 @@ def until(condition: Callable[[], R], what: str, limit_s: float = LIMIT_S) -> R:
         assert time.monotonic() < give_up, f"it did not happen that {what}"
         time.sleep(0.05)
     return answer
-
-
-def task_runs(run_id: UUID) -> list[TaskRun]:
-    with get_client(sync_client=True) as client:
-        return client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])),
-            sort=TaskRunSort.ID_DESC,
-            limit=200,
-        )
 
 
 def settled(task_run: TaskRun) -> bool:

@@ -10,15 +10,13 @@ from uuid import UUID
 
 import pytest
 from prefect import flow, task
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
-from prefect.client.schemas.sorting import TaskRunSort
 from prefect.context import FlowRunContext
 from prefect.runtime import task_run
 from prefect_dask import DaskTaskRunner
 
 from evolve_tasks import EvolveTaskRunner, evolve
+from tests.integration.api import task_runs
 
 STRATEGIES = ["sequential", "as_completed", "async", "nested"]
 
@@ -60,16 +58,6 @@ def process(item: tuple[str, int]) -> int:
 SIZES = [(12, True), (0, True), (3, False), (5, True)]
 ITEMS = 17
 FAILED_ITEMS = 1
-
-
-def runs_of(flow_run_id: UUID) -> list[TaskRun]:
-    """All task runs that the API has for a flow run."""
-    with get_client(sync_client=True) as client:
-        return client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
-            sort=TaskRunSort.ID_DESC,
-            limit=200,
-        )
 
 
 def run(runner: Any, diary: Path, **options: Any) -> UUID:
@@ -129,7 +117,7 @@ def test_every_item_is_a_task_run(
     flow_run_id = run(
         EvolveTaskRunner(address=address), diary, strategy=strategy, record=record, batch=2
     )
-    runs = runs_of(flow_run_id)
+    runs = task_runs(flow_run_id)
     assert executions(diary) == {"parse": 4, "process": ITEMS}
     names = Counter(run.name.partition("[")[0] for run in runs)
     assert names == {"parse": 4, "process": ITEMS}
@@ -146,7 +134,7 @@ def test_sources_only(strategy: str, diary: Path, process_workers: str) -> None:
     flow_run_id = run(
         EvolveTaskRunner(address=process_workers), diary, strategy=strategy, record="sources"
     )
-    runs = runs_of(flow_run_id)
+    runs = task_runs(flow_run_id)
     assert executions(diary) == {"parse": 4, "process": ITEMS}
     assert Counter(run.name.partition("[")[0] for run in runs) == {"parse": 4}
     check_graph(runs)
@@ -159,7 +147,7 @@ def test_units_are_task_runs_and_failures_stand_alone(
 ) -> None:
     """Beyond the budget a unit is one task run, and whatever fails in it is one of its own."""
     runner = EvolveTaskRunner(address=process_workers)
-    runs = runs_of(run(runner, diary, strategy=strategy, **options))
+    runs = task_runs(run(runner, diary, strategy=strategy, **options))
     assert executions(diary) == {"parse": 4, "process": ITEMS}
     assert all(run.state is not None and run.state.is_final() for run in runs)
     failed = sorted(run.name for run in runs if run.state_name == "Failed")
@@ -186,7 +174,7 @@ def test_units_are_task_runs_and_failures_stand_alone(
 @pytest.mark.parametrize("strategy", ["as_completed", "nested"])
 def test_with_the_stock_runner(strategy: str, diary: Path, process_workers: str) -> None:
     runner = DaskTaskRunner(address=process_workers)
-    runs = runs_of(run(runner, diary, strategy=strategy))
+    runs = task_runs(run(runner, diary, strategy=strategy))
     assert executions(diary) == {"parse": 4, "process": ITEMS}
     assert len(runs) == 4 + ITEMS
     check_graph(runs)
@@ -212,7 +200,7 @@ def test_seceding_leaks_no_parent(diary: Path) -> None:
         bystander.submit().wait()
 
     both()
-    runs = runs_of(seen[0])
+    runs = task_runs(seen[0])
     assert len(runs) == 10
     assert [run.task_inputs for run in runs if run.name.startswith("bystander")] == [{}, {}]
     check_graph([run for run in runs if not run.name.startswith("bystander")])
@@ -242,7 +230,7 @@ def test_sequential_sources_share_task_runs_beyond_the_budget(diary: Path) -> No
 
     shared_runs()
     assert executions(diary) == Counter(parse=400, process=435)
-    runs = runs_of(seen[0])
+    runs = task_runs(seen[0])
     assert all(run.state is not None and run.state.is_final() for run in runs)
     failed = [run.name for run in runs if run.state and run.state.is_failed()]
     assert Counter(name.partition("[")[0] for name in failed) == {"parse": 1, "process": 4}
