@@ -8,7 +8,6 @@ while a worker is running is still logged.
 from __future__ import annotations
 
 import logging
-from weakref import WeakSet
 
 from distributed import Worker, WorkerPlugin
 from distributed.core import Status
@@ -23,17 +22,15 @@ class QuietClosing(WorkerPlugin):
     name = "evolve-quiet-closing"
 
     def setup(self, worker: Worker) -> None:
-        """Watch the worker, and what Dask logs in its process."""
-        _workers_here.add(worker)
+        """Watch what Dask's workers log in this process; there may be several in it."""
         logging.getLogger("distributed.worker").addFilter(worth_logging)
-
-
-# Several workers share one process where they are threads of it.
-_workers_here: WeakSet[Worker] = WeakSet()
 
 
 def worth_logging(record: logging.LogRecord) -> bool:
     """Whether a log record of Dask's workers tells of anything but their closing."""
-    if not str(record.msg).startswith(_HEARTBEAT_FAILED):
+    if not str(record.msg).startswith(_HEARTBEAT_FAILED) or record.exc_info is None:
         return True
-    return any(worker.status in _ALIVE for worker in _workers_here)
+    # The error was caught in the method of the worker whose heartbeat it was.
+    traceback = record.exc_info[2]
+    worker = traceback.tb_frame.f_locals.get("self") if traceback is not None else None
+    return not isinstance(worker, Worker) or worker.status in _ALIVE

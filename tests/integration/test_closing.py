@@ -42,9 +42,13 @@ def test_only_the_heartbeat_of_a_closing_worker_fails_in_silence(
         await asyncio.Event().wait()
 
     with (
+        # A worker that goes on beside it in the same process says nothing of it.
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as bystander,
         LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        Client(bystander) as other,
         Client(cluster) as client,
     ):
+        other.register_plugin(QuietClosing())
         client.register_plugin(QuietClosing())
         worker: Worker = next(iter(cluster.workers.values()))
         cluster.scheduler.handlers["heartbeat_worker"] = never
