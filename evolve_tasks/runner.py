@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from uuid import UUID, uuid4
 
 import dask
 import distributed
-from distributed import Client, Future
+from distributed import Client, Future, LocalCluster, performance_report
 from prefect.client.schemas.objects import FlowRun, RunInput
 from prefect.context import AssetContext, FlowRunContext
 from prefect.futures import PrefectFuture
@@ -18,6 +19,7 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.context import get_current_settings
 from prefect.tasks import MaterializingTask, Task
+from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.collections import visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
 from prefect_dask.client import PrefectDaskClient
@@ -27,6 +29,7 @@ from evolve_tasks.context import RunContexts
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.futures import EndedFutures, EvolveFuture
 from evolve_tasks.monitoring.recording import wait_until_recorded
+from evolve_tasks.stages import function_name
 from evolve_tasks.workers.closing import QuietClosing
 from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.submitted import (
@@ -122,12 +125,43 @@ class EvolveTaskRunner(DaskTaskRunner):
                 # The one that all tasks on a worker share; it is closed with the worker.
                 self._client = cast(PrefectDaskClient, distributed.get_client())
             elif self._client is None:
-                own = self._cluster is None and not self.address
                 with dask.config.set({_SPAWN_ENVIRONMENT: self._spawn_environment()}):
-                    client = super().client
-                if own:
-                    client.register_plugin(QuietClosing())
-            return super().client
+                    self._client = self._connected()
+            return self._client
+
+    def _connected(self) -> PrefectDaskClient:
+        """Connect to the cluster that was asked for, and start it if it is to be started.
+
+        The stock runner takes any default client of the process first, and with it another
+        cluster than the one that it was given: that of a worker in this process, for one.
+        """
+        told = self.cluster_class is not None or bool(self.cluster_kwargs)
+        given: Any = self._cluster if self._cluster is not None else self.address
+        options = dict(self.client_kwargs)
+        if not given and not told and (around := _default_client()) is not None:
+            given = around.cluster or around.scheduler_info(n_workers=0)["address"]
+            options.setdefault("security", around.security)
+        own = not given
+        if own:
+            # Prefect's annotation has the class's instances in place of the class.
+            start: Any = self.resolved_cluster_class or LocalCluster
+            self.logger.info("Starting a Dask cluster with %s", function_name(start))
+            given = self._cluster = self._exit_stack.enter_context(start(**self.cluster_kwargs))
+        if self.adapt_kwargs and self._cluster is not None:
+            adapting = self._cluster.adapt(**self.adapt_kwargs)
+            if asyncio.iscoroutine(adapting):
+                run_coro_as_sync(adapting)
+        client: PrefectDaskClient = self._exit_stack.enter_context(
+            PrefectDaskClient(given, **options)
+        )
+        if self.performance_report_path:
+            self._exit_stack.enter_context(Client.as_current(client))
+            self._exit_stack.enter_context(performance_report(self.performance_report_path))
+        if own:
+            client.register_plugin(QuietClosing())
+        if client.dashboard_link:
+            self.logger.info("The Dask dashboard is at %s", client.dashboard_link)
+        return client
 
     def _spawn_environment(self) -> dict[str, Any]:
         """The environment that worker processes start with.
@@ -304,6 +338,18 @@ class EvolveTaskRunner(DaskTaskRunner):
         by_worker: dict[str, list[str]] = self.client.run(begun, keys, on_error="ignore")
         running = {key for found in by_worker.values() for key in found}
         return {run_id: one for run_id, one in pending.items() if one.key in running}
+
+
+def _default_client() -> Client | None:
+    """A client that the user has made in this process, and left as the default."""
+    try:
+        client: Client = Client.current()
+    except ValueError:  # there is none
+        return None
+    # A worker in this process leaves its own client as the default; it is not the user's.
+    if client.status != "running" or client.id.startswith("Client-worker-"):
+        return None
+    return client
 
 
 def _runs(count: int) -> str:
