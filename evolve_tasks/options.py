@@ -282,8 +282,25 @@ def _readable(model: type[BaseModel], error: ValidationError) -> str:
             rules.append(rule)
     return "; ".join(
         f"{place} is {short_repr(given)}: {', or '.join(rules)}"
+        f"{_WAY_OUT.get(place.rpartition('.')[2], '')}"
         for place, (given, rules) in faults.items()
     )
+
+
+# What to give in place of a value that breaks a rule, by field.
+_WAY_OUT: Final[Mapping[str, str]] = {
+    "strategy": "; leave it out to have it chosen",
+    "in_flight": "; give a number from 1, or leave it out to have it chosen from the cluster",
+    "buffered": "; give a number from 1, or leave it out",
+    "on_failure": "; give one of the words, or tolerate(count=…, ratio=…), in JSON "
+    '{"count": 10} or {"ratio": 0.05}',
+    "batch": '; give a number from 1, or "auto" to let measured durations decide',
+    "record": "; leave it out to have it chosen by record_budget",
+    "record_budget": "; give a number from 0",
+    "count": "; give a number from 0",
+    "ratio": "; give a share from 0 to 1, as 0.05 for 5 %",
+    "progress": "; give True or False",
+}
 
 
 _MODELS: Final[Mapping[str, type[BaseModel]]] = {"limits": Limits, "on_failure": Tolerate}
