@@ -3,8 +3,8 @@
 | action | means | answered by exactly one of |
 |---|---|---|
 | `Pull` | take the next sources | `sources_arrived` |
-| `Expand` | run an expanding stage | `expanded`, `expansion_lost` |
-| `Process` | run the last stage on consecutive items | `processed` |
+| `Expand` | run an expanding stage | `expanded`, `expansion_lost`, `crashed` |
+| `Process` | run the last stage on consecutive items | `processed`, `crashed` |
 | `Release` | the lists of a unit are not needed any more | nothing |
 | `SourceDone` | all that came from a source has ended | nothing |
 """
@@ -24,7 +24,8 @@ class Expand(NamedTuple):
     """Run stage `stage` on the items `start` to `stop` (exclusive) of a list.
 
     Stage 0 runs on sources: there `parent` is -1, and positions are those of the sources. A
-    list of at most `inline` items is worked on where it was found.
+    list of at most `inline` items is worked on where it was found. Workers have died with it
+    `crashes` times.
     """
 
     unit: int
@@ -35,10 +36,14 @@ class Expand(NamedTuple):
     start: int
     stop: int
     inline: int
+    crashes: int = 0
 
 
 class Process(NamedTuple):
-    """Run the last stage on the items `start` to `stop` of list `offset` of unit `parent`."""
+    """Run the last stage on the items `start` to `stop` of list `offset` of unit `parent`.
+
+    Workers have died with them `crashes` times.
+    """
 
     unit: int
     stage: int
@@ -47,6 +52,7 @@ class Process(NamedTuple):
     offset: int
     start: int
     stop: int
+    crashes: int = 0
 
 
 class Release(NamedTuple):
@@ -74,6 +80,8 @@ class Found(NamedTuple):
         not_run: how many of those were not begun, because the run had been stopped.
         lost: the expansion itself failed.
         skipped: the expansion was not begun, because the run had been stopped.
+        orphans: items that were lost with the worker that they ran on, as ranges in order;
+            with them `ended` counts all others, wherever they stand.
     """
 
     size: int = 0
@@ -82,3 +90,4 @@ class Found(NamedTuple):
     not_run: int = 0
     lost: bool = False
     skipped: bool = False
+    orphans: tuple[tuple[int, int], ...] = ()

@@ -17,7 +17,10 @@ Rules, in the order in which they are looked at:
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
    are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
+   One that comes while something has to run alone (8) waits until that is over.
 7. How much goes into one unit is decided in `batching`, unless a number was given.
+8. What a dead worker took down goes before all else, in the parts and with the care that
+   `suspects` says: first beside everything, then alone.
 
 State grows with what is open: a finished list leaves counts behind, not itself.
 """
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evolve_tasks.core.actions import (
     Action,
@@ -39,6 +42,7 @@ from evolve_tasks.core.actions import (
 )
 from evolve_tasks.core.batching import Durations, inline_items, unit_size
 from evolve_tasks.core.budget import FailureBudget, Standing
+from evolve_tasks.core.suspects import Suspect, Suspects, guilty, parts
 from evolve_tasks.errors import IllegalEvent
 
 # Before the first expansion has ended nobody knows a fan-out. 100 lets a hundred parses begin
@@ -72,6 +76,7 @@ class _List:
     size: int
     cursor: int  # items before it were submitted
     open: int  # items that have not ended, with all that came from them
+    crashes: int = 0  # a worker died where these items may have been at work already
 
 
 @dataclass(slots=True)
@@ -166,6 +171,8 @@ class Evolution:
         self._sources_ended = False
         self._stop_due: str | None = None
         self._kept: set[int] = set()
+        self._suspects = Suspects()
+        self._alone: int | None = None  # unit beside which nothing may be in flight
 
     # -- what it can be asked ---------------------------------------------------------------
 
@@ -173,7 +180,7 @@ class Evolution:
     def finished(self) -> bool:
         """Nothing is in flight, waiting or still to come."""
         over = self._sources_ended or (self.stopped is not None and not self._pulling)
-        return over and not self._units and not self._lists
+        return over and not (self._units or self._lists or self._suspects)
 
     @property
     def flying(self) -> int:
@@ -220,13 +227,18 @@ class Evolution:
         return Standing(
             failed=last.failed + lost,
             known=last.discovered + lost,
-            complete=self._sources_ended and not self._expanding and not self._expandable(),
+            complete=not (self._expanding or self._expandable()) and self._sources_ended,
         )
 
     @property
     def rejected(self) -> bool:
         """Whether the policy wants the run, now over, to raise."""
         return self._budget.rejects(self.standing)
+
+    def gives_up(self, unit: int) -> bool:
+        """Whether a unit in flight is given up if its worker dies; else it runs again."""
+        action = self._units[unit]
+        return guilty(action.stop - action.start, action.crashes + 1)
 
     # -- events -----------------------------------------------------------------------------
 
@@ -283,6 +295,9 @@ class Evolution:
         if count and self.stopped is not None:
             tally.not_run += count
             actions += [SourceDone(start + number) for number in range(count)]
+        elif count and self._quarantine:
+            waiting = Suspect(0, start, None, start, start + count, crashes=0)
+            self._suspects.add(waiting, self._last)
         elif count:
             self._expand(actions, 0, start, None, start, start + count)
         if ended:
@@ -305,15 +320,14 @@ class Evolution:
         if len(found) != size:
             raise IllegalEvent(f"unit {unit} of {size} items was answered with {len(found)}")
         for one in found:
-            adds_up = 0 <= one.failed + one.not_run <= one.ended <= one.size
+            lost = sum(stop - start for start, stop in one.orphans)
+            places = [0, *(place for ends in one.orphans for place in ends), one.size]
+            adds_up = 0 <= one.failed + one.not_run <= one.ended <= one.size - lost
+            adds_up = adds_up and places == sorted(places)
             ran = not (one.lost or one.skipped)
             if not (adds_up and (ran or not one.size) and one.failed >= 0 and one.not_run >= 0):
                 raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
-        del self._units[unit]
-        self._kept.discard(unit)
-        self._expansions -= 1
-        self._flying -= size
-        self._expanding -= size
+        self._answered(action)
         actions: list[Action] = []
         tally, below = self.tallies[action.stage], self.tallies[action.stage + 1]
         begun = worked_on = 0
@@ -336,7 +350,7 @@ class Evolution:
             source = action.start + offset if action.stage == 0 else action.source
             parent = None if action.stage == 0 else (action.parent, action.offset)
             if one.size > one.ended and self.stopped is None:
-                self._open_list(unit, offset, action.stage + 1, source, parent, one)
+                self._open_list(unit, offset, action.stage + 1, source, parent, one, action.crashes)
             else:
                 below.not_run += one.size - one.ended
                 self._close_item(actions, source, parent)
@@ -365,8 +379,7 @@ class Evolution:
             raise IllegalEvent(
                 f"unit {unit} of {size} items ended with {failed} failed and {not_run} not run"
             )
-        del self._units[unit]
-        self._flying -= size
+        self._answered(action)
         tally = self.tallies[self._last]
         tally.done += done
         tally.failed += failed
@@ -378,12 +391,37 @@ class Evolution:
             self._judge()
         return self._fill(actions)
 
+    def crashed(self, unit: int) -> list[Action]:
+        """Answer an `Expand` or a `Process`: its worker died, and with it all that it did.
+
+        What was in it runs again (rule 8); a single one that `gives_up` named has failed.
+        """
+        action = self._units.get(unit)
+        if action is None:
+            raise IllegalEvent(f"unit {unit} crashed, and is not in flight")
+        if self.gives_up(unit):
+            if isinstance(action, Expand):
+                return self.expansion_lost(unit)
+            return self.processed(unit, failed=1)
+        self._answered(action)
+        actions: list[Action] = []
+        if isinstance(action, Expand):
+            actions.append(Release(unit))
+        parent = None if action.parent < 0 else (action.parent, action.offset)
+        lost = Suspect(
+            action.stage, action.source, parent, action.start, action.stop, action.crashes + 1
+        )
+        self._again(actions, lost)
+        return self._fill(actions)
+
     def stop(self, reason: str) -> list[Action]:
         """Start nothing more; what waits is counted as not run, what runs is still answered."""
         if self.stopped is not None:
             return []
         self.stopped = reason
         actions: list[Action] = []
+        for suspect in self._suspects.take_all():
+            self._drop(actions, suspect)
         # Deepest first: closing an inner list may close its parents with it.
         for stage in range(self._last, 0, -1):
             queue = self._waiting[stage]
@@ -411,6 +449,39 @@ class Evolution:
             raise IllegalEvent(f"unit {unit} was answered as a Process, in flight is {action!r}")
         return action
 
+    @property
+    def _quarantine(self) -> bool:
+        """Whether something has to run alone, or does."""
+        return self._alone is not None or bool(self._suspects.single)
+
+    def _answered(self, action: Expand | Process) -> None:
+        """A unit is not in flight any more."""
+        size = action.stop - action.start
+        del self._units[action.unit]
+        self._flying -= size
+        if isinstance(action, Expand):
+            self._kept.discard(action.unit)
+            self._expansions -= 1
+            self._expanding -= size
+        if self._alone == action.unit:
+            self._alone = None
+
+    def _again(self, actions: list[Action], lost: Suspect) -> None:
+        """Let what a dead worker took down run again, unless the run has been stopped."""
+        if self.stopped is not None:
+            self._drop(actions, lost)
+            return
+        for part in parts(lost):
+            self._suspects.add(part, self._last)
+
+    def _drop(self, actions: list[Action], suspect: Suspect) -> None:
+        """Count as not run what will not run again."""
+        self.tallies[suspect.stage].not_run += suspect.size
+        if suspect.parent is None:
+            actions += [SourceDone(position) for position in range(suspect.start, suspect.stop)]
+        else:
+            self._close(actions, suspect.parent, suspect.size)
+
     def _open_list(
         self,
         unit: int,
@@ -419,14 +490,27 @@ class Evolution:
         source: int,
         parent: ListId | None,
         found: Found,
+        crashes: int = 0,
     ) -> None:
         left = found.size - found.ended
         if not left:
             return
-        self._lists[unit, offset] = _List(stage, source, parent, found.size, found.ended, left)
+        # Items begin anew: nobody knows whether any of them was at work when the worker died.
+        crashes = min(crashes, 1)
+        identity = unit, offset
+        if found.orphans:
+            self._lists[identity] = _List(stage, source, parent, found.size, found.size, left)
+            for start, stop in found.orphans:
+                lost = Suspect(stage, source, identity, start, stop, crashes + 1)
+                for part in parts(lost):
+                    self._suspects.add(part, self._last)
+        else:
+            self._lists[identity] = _List(
+                stage, source, parent, found.size, found.ended, left, crashes
+            )
+            self._waiting[stage].append(identity)
+            self._waiting_items += left
         self._lists_of[unit] = self._lists_of.get(unit, 0) + 1
-        self._waiting[stage].append((unit, offset))
-        self._waiting_items += left
 
     def _expand(
         self,
@@ -436,12 +520,14 @@ class Evolution:
         parent: ListId | None,
         start: int,
         stop: int,
+        crashes: int = 0,
     ) -> None:
         inline = 0
-        if self._batch is None and stage + 1 == self._last:
+        # Where a worker died, items are kept apart from their source: one of them may be guilty.
+        if self._batch is None and stage + 1 == self._last and not crashes:
             inline = inline_items(self._durations[self._last].mean_s)
         unit, offset = parent or (-1, 0)
-        action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline)
+        action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline, crashes)
         self._next_unit += 1
         self._units[action.unit] = action
         self._flying += stop - start
@@ -483,7 +569,8 @@ class Evolution:
 
     def _expandable(self) -> bool:
         """Whether items of an expanding stage wait."""
-        return any(self._waiting[stage] for stage in range(1, self._last))
+        inner = any(self._waiting[stage] for stage in range(1, self._last))
+        return inner or self._suspects.expands(self._last)
 
     def _room(self) -> int:
         """Items that may still be submitted."""
@@ -508,9 +595,19 @@ class Evolution:
             actions += self.stop(why)
         if self.stopped is not None:
             return actions
+        if self._quarantine:
+            if self._suspects.single and not self._units:
+                self._alone = self._next_unit
+                self._run_again(actions, self._suspects.single.popleft())
+            return actions
         while (room := self._room()) > 0:
+            if self._start_again(actions, room):
+                continue
+            if self._suspects.items:
+                break  # they wait for room, and nothing takes it from them
             leaves = self._waiting[self._last]
             more = self._expansions + bool(self._pulling) < self._most_expansions(len(leaves))
+            more = more and not self._suspects.expansions
             if more and self._start_expansion(actions, room):
                 continue
             if not leaves or not self._process(actions, leaves, room):
@@ -566,22 +663,68 @@ class Evolution:
         self._waiting_items -= size
         if entry.cursor == entry.size:
             leaves.popleft()
-        unit, offset = identity
-        action = Process(
-            self._next_unit, self._last, entry.source, unit, offset, start, start + size
-        )
+        self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
+        return True
+
+    def _submit(
+        self,
+        actions: list[Action],
+        source: int,
+        parent: ListId,
+        start: int,
+        stop: int,
+        crashes: int,
+    ) -> None:
+        unit, offset = parent
+        action = Process(self._next_unit, self._last, source, unit, offset, start, stop, crashes)
         self._next_unit += 1
         self._units[action.unit] = action
-        self._flying += size
+        self._flying += stop - start
         actions.append(action)
-        return True
+
+    def _start_again(self, actions: list[Action], room: int) -> bool:
+        """Run the next part that was lost with a worker; False if none may begin."""
+        items, expansions = self._suspects.items, self._suspects.expansions
+        if items:
+            if items[0].size > room and self._units:
+                return False  # it stays whole, like any batch
+            self._run_again(actions, self._cut(items, room))
+            return True
+        if expansions and (most := min(room, self._may_expand_again())) > 0:
+            self._run_again(actions, self._cut(expansions, most))
+            return True
+        return False
+
+    def _cut(self, queue: deque[Suspect], most: int) -> Suspect:
+        """Take the first of a queue, or as much of it as may begin."""
+        first = queue.popleft()
+        if first.size > most:
+            queue.appendleft(replace(first, start=first.start + most))
+            first = replace(first, stop=first.start + most)
+        return first
+
+    def _run_again(self, actions: list[Action], one: Suspect) -> None:
+        source = one.source if one.parent is not None else one.start
+        if one.stage < self._last:
+            self._expand(actions, one.stage, source, one.parent, one.start, one.stop, one.crashes)
+        elif one.parent is not None:
+            self._submit(actions, source, one.parent, one.start, one.stop, one.crashes)
+
+    def _may_expand(self) -> int:
+        """Expansions that may begin: the items that they give are expected to fit."""
+        free = self._buffered - self._waiting_items
+        fits = free // self._fan_out() - self._expanding  # more of them would not fit
+        return fits if self._expanding else max(1 if free >= 0 else 0, fits)
+
+    def _may_expand_again(self) -> int:
+        """The same for those that have begun before; there is no other way on than through them."""
+        alone = not self._expanding and not self._waiting[self._last]
+        return max(self._may_expand(), int(alone))
 
     def _start_expansion(self, actions: list[Action], room: int) -> bool:
         """Expand the deepest items that wait, or ask for sources; False if neither may be."""
-        free = self._buffered - self._waiting_items
-        fits = free // self._fan_out() - self._expanding  # more of them would not fit
         alone = not self._expanding
-        may = fits if not alone else max(1 if free >= 0 else 0, fits)
+        may = self._may_expand()
         for stage in range(self._last - 1, 0, -1):
             queue = self._waiting[stage]
             if queue:
@@ -595,7 +738,9 @@ class Evolution:
                 self._waiting_items -= 1
                 if entry.cursor == entry.size:
                     queue.popleft()
-                self._expand(actions, stage, entry.source, identity, start, start + 1)
+                self._expand(
+                    actions, stage, entry.source, identity, start, start + 1, entry.crashes
+                )
                 return True
         if may < 1 or self._sources_ended or self._pulling:
             return False

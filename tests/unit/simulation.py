@@ -22,8 +22,8 @@ but on each start, which is checked for every program.
 from __future__ import annotations
 
 import sys
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from random import Random
 from typing import Any, NamedTuple, NoReturn
@@ -41,6 +41,7 @@ from evolve_tasks.core.evolution import (
     Evolution,
     Window,
 )
+from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, parts
 from evolve_tasks.errors import IllegalEvent
 
 MOST_STEPS = 20_000  # the longest run that a program can ask for takes some 2,000
@@ -121,6 +122,8 @@ class Program:
     resizes: float
     stops: float
     stops_in_group: float
+    crashes: float  # a worker dies, with some of what is in flight
+    poisoned: float  # sources and items that kill each worker that works on them
 
     def core(self) -> Evolution:
         return Evolution(
@@ -182,6 +185,8 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         resizes=random.choice((0, 0, 0.02, 0.1)),
         stops=random.choice((0, 0, 0, 0.02)),
         stops_in_group=random.choice((0, 0.5)),
+        crashes=random.choice((0, 0, 0, 0.02, 0.1, 0.3)),
+        poisoned=random.choice((0, 0, 0, 0, 0.01, 0.1)),
     )
 
 
@@ -246,6 +251,7 @@ class _Items:
     within: tuple[_Subtree, ...]  # units and the source that contain them
     size: int
     next: int  # first item that was not submitted
+    crashes: int = 0  # of the expansion that gave them
 
 
 class BrokenPromise(AssertionError):
@@ -293,6 +299,10 @@ class Simulation:
         self._most_unknown = 0
         self._lost = 0  # expansions that failed
         self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
+        self._again: list[Suspect] = []  # what dead workers took down, and what waits for it
+        self._alone: int | None = None
+        self._salt = self.random.random()
+        self.deaths: Counter[tuple[int, ...]] = Counter()  # by who is guilty
 
     # -- driving ---------------------------------------------------------------------------------
 
@@ -318,6 +328,9 @@ class Simulation:
             if chance > 1 - program.stops:
                 self._stop("somebody asked for it")
                 continue
+            if self.random.random() < program.crashes and self._units:
+                self._a_worker_dies()
+                continue
             if 0.5 < chance < 0.51:
                 self._refuses_what_nobody_waits_for()
                 self._refuses_what_does_not_add_up()
@@ -326,6 +339,11 @@ class Simulation:
             unit = self._choose()
             if unit == PULL:
                 self._answer_pull()
+            elif guilty := self._guilty(self._units[unit]):
+                self.deaths[guilty] += 1
+                if self.deaths[guilty] > MOST_DEATHS:
+                    self._broken(f"{guilty} takes down more workers than {MOST_DEATHS}")
+                self._a_worker_dies(unit)
             elif isinstance(action := self._units[unit], Expand):
                 if action.stop - action.start > 1 and random.random() < program.stops_in_group:
                     self._stop("somebody asked for it while a group was expanded")
@@ -334,6 +352,68 @@ class Simulation:
                 self._answer_process(action)
         self._check_end()
         return self
+
+    def _guilty(self, action: Expand | Process) -> tuple[int, ...] | None:
+        """Who in a unit kills the worker that works on it, each time."""
+        if not self.program.poisoned:
+            return None
+        for position in range(action.start, action.stop):
+            place = action.stage, action.parent, action.offset, position
+            if Random(f"{self._salt} {place}").random() < self.program.poisoned:
+                return place
+        return None
+
+    def _a_worker_dies(self, unit: int | None = None) -> None:
+        """A worker takes down a unit, and some of the others that are in flight."""
+        others = [other for other in self._units if other != unit]
+        down = self.random.sample(others, self.random.randint(unit is None, len(others)))
+        for lost in down if unit is None else [unit, *down]:
+            if lost in self._units:
+                self._crash(self._units[lost])
+
+    def _crash(self, action: Expand | Process) -> None:
+        unit, size = action.unit, action.stop - action.start
+        within = self._within(action)
+        given_up = self.core.gives_up(unit)
+        if given_up != (size == 1 and action.crashes + 1 == MOST_DEATHS):
+            self._broken(f"{action} {'is' if given_up else 'is not'} given up")
+        if given_up and (self._alone != unit or len(self._units) > 1):
+            self._broken(f"{action} is given up, and was not alone")
+        self._take(unit)
+        above = within or tuple(self._sources[action.start : action.stop])
+        if isinstance(action, Expand):
+            self._given_by[unit] = whole = _Subtree(f"unit {unit}")
+            self._due[id(whole)] = whole
+        else:
+            self._processing -= 1
+        tally = self._tallies[action.stage]
+        if given_up:
+            tally[2] += 1
+            if isinstance(action, Expand):
+                self._lost += 1
+                self._note(action.source, 0, 0, [], [(action.source,)])
+            else:
+                self._note_items(action.source, action.start, action.stop, [action.start])
+        elif self._stopped:
+            tally[4] += size
+        if given_up or self._stopped:
+            self._live(above, -size if within else -1)
+        else:
+            parent = (action.parent, action.offset) if within else None
+            place = action.source, parent, action.start, action.stop
+            self._again += parts(Suspect(action.stage, *place, action.crashes + 1))
+        self._tell("crashed", unit)
+
+    def _next_again(self) -> Suspect | None:
+        """What has to run again before all else: alone, then items, then expansions."""
+        for choose in (
+            lambda one: one.crashes >= MOST_DEATHS - 1,
+            lambda one: one.stage == self._last,
+            lambda one: True,
+        ):
+            if found := next(filter(choose, self._again), None):
+                return found
+        return None
 
     def _choose(self) -> int:
         order = self._order
@@ -407,7 +487,10 @@ class Simulation:
         whole = _Subtree(f"unit {unit}")
         self._given_by[unit] = whole
         lost = random.random() < program.expansion_fails * program.unit_lost
+        orphaned = program.crashes > 0 and not action.crashes and self._last == action.stage + 1
         found = [Found(lost=True) if lost else self._find(action) for _ in range(size)]
+        if orphaned and not self._stopped:
+            found = [self._orphaned(one) for one in found]
         inline = 0
         for offset, one in enumerate(found):
             source = action.start + offset if action.stage == 0 else action.source
@@ -438,7 +521,9 @@ class Simulation:
         if random.random() < program.expansion_fails:
             return Found(lost=True)
         size = self._fan_out()
-        if action.stage + 1 < self._last:
+        # Where a worker died items are kept apart, and a poisonous one ends nowhere in passing.
+        apart = action.crashes > 0 or program.poisoned > 0
+        if action.stage + 1 < self._last or apart:
             return Found(size)
         ended = 0
         if random.random() < program.runs_whole or 0 < size <= action.inline:
@@ -452,6 +537,14 @@ class Simulation:
             not_run = random.randint(0, ended)
             failed = min(failed, ended - not_run)
         return Found(size, ended, failed, not_run)
+
+    def _orphaned(self, one: Found) -> Found:
+        """What a nested unit gives back whose own tasks died with another worker."""
+        if one.size == 0 or one.ended or self.random.random() < 0.5:
+            return one
+        start = self.random.randrange(one.size)
+        stop = self.random.randint(start + 1, one.size)
+        return Found(one.size, one.size - (stop - start), orphans=((start, stop),))
 
     def _enter(
         self, action: Expand, offset: int, source: int, above: tuple[_Subtree, ...], one: Found
@@ -474,12 +567,18 @@ class Simulation:
             inner[2] += one.failed
             inner[4] += one.not_run
             ran = one.ended - one.not_run
-            self._note_items(source, 0, ran, self.random.sample(range(ran), one.failed))
+            if one.orphans:
+                ((start, stop),) = one.orphans
+                self._note_items(source, 0, start, [])
+                self._note_items(source, stop, one.size, [])
+            else:
+                self._note_items(source, 0, ran, self.random.sample(range(ran), one.failed))
             if self._stopped:
                 inner[4] += one.size - one.ended
             elif one.size > one.ended:
                 within = (self._given_by[action.unit], *above)
-                self._open((action.unit, offset), action.stage + 1, source, within, one)
+                key = action.unit, offset
+                self._open(key, action.stage + 1, source, within, one, min(1, action.crashes))
         self._live(above, -1)
 
     def _open(
@@ -489,9 +588,16 @@ class Simulation:
         source: int,
         within: tuple[_Subtree, ...],
         found: Found,
+        crashes: int = 0,
     ) -> None:
-        items = _Items(key, stage, source, within, found.size, found.ended)
+        items = _Items(key, stage, source, within, found.size, found.ended, crashes)
         self._lists[key] = items
+        if found.orphans:
+            items.next = found.size
+            self._live(within, found.size - found.ended)
+            for start, stop in found.orphans:
+                self._again += parts(Suspect(stage, source, key, start, stop, crashes + 1))
+            return
         self._queues[stage].append(items)
         self._waiting[stage] += found.size - found.ended
         self._live(within, found.size - found.ended)
@@ -564,6 +670,8 @@ class Simulation:
         self._order.remove(unit)
         self._answered.append(unit)
         self._flying -= action.stop - action.start
+        if self._alone == unit:
+            self._alone = None
         if isinstance(action, Expand):
             self._expanding -= action.stop - action.start
 
@@ -584,10 +692,19 @@ class Simulation:
                 self._live(items.within, -left)
             queue.clear()
             self._waiting[stage] = 0
+        for one in self._again:
+            self._tallies[one.stage][4] += one.size
+            if one.parent is not None:
+                self._live(self._lists[one.parent].within, -one.size)
+            else:
+                for source in self._sources[one.start : one.stop]:
+                    self._live((source,), -1)
+        self._again.clear()
 
     def _standing(self) -> tuple[int, int, bool]:
         last = self._tallies[self._last]
         expanding = self._expanding or self._arriving or any(self._waiting[1 : self._last])
+        expanding = expanding or any(one.stage < self._last for one in self._again)
         return last[2] + self._lost, last[0] + self._lost, self._ended and not expanding
 
     def _in_flight(self, arriving: int = 0) -> tuple[int, int]:
@@ -647,8 +764,15 @@ class Simulation:
         self._check_state()
 
     def _look_at(self, actions: list[Action], taken: tuple[int, int]) -> None:
+        if self._arriving and self._quarantined():
+            # They wait until what runs alone has ended.
+            start = len(self._sources) - self._arriving
+            self._again.append(Suspect(0, start, None, start, len(self._sources), 0))
+            self._arriving = 0
         for action in actions:
             match action:
+                case Process() | Expand() if self._look_at_again(action):
+                    pass
                 case Process():
                     self._look_at_process(action)
                 case Expand(stage=0):
@@ -669,7 +793,7 @@ class Simulation:
             for now, bound, before in zip(
                 self._in_flight(self._arriving), self._bounds, taken, strict=True
             ):
-                if now > max(bound, before):
+                if now > max(bound, before) and self._alone is None:
                     self._broken(f"{action} makes {self._in_flight()} in flight of {self._bounds}")
         if self._arriving:
             self._broken("sources arrived and their expansion does not begin")
@@ -677,12 +801,48 @@ class Simulation:
             subtree = next(iter(self._due.values()))
             self._broken(f"{subtree.name} has ended, and it is not said")
 
+    def _quarantined(self) -> bool:
+        return self._alone is not None or any(one.crashes >= MOST_DEATHS - 1 for one in self._again)
+
+    def _look_at_again(self, action: Expand | Process) -> bool:
+        """Whether an action is of what has to run again; if so, it must be the next of that."""
+        one = self._next_again()
+        if self._quarantined() and (self._units or one is None):
+            self._broken(f"{action} beside what runs alone, or before it")
+        if one is None or (one.stage < self._last and isinstance(action, Process)):
+            return False  # expansions may have to wait until there is room for what they give
+        if isinstance(action, Expand) and self._arriving:
+            return False
+        start, parent = one.start, one.parent or (-1, 0)
+        source = one.source if one.parent else one.start
+        place = (one.stage, source, *parent, start)
+        if action[1:6] != place or action.stop > one.stop or action.crashes != one.crashes:
+            self._broken(f"{action} before {one}, which a dead worker took down")
+        if isinstance(action, Expand) and action.crashes and action.inline:
+            self._broken(f"{action} works on items in passing, where a worker died")
+        self._again.remove(one)
+        if action.stop < one.stop:
+            if one.stage == self._last and self._units:
+                self._broken(f"{action} is not whole, and something is in flight")
+            self._again.insert(0, replace(one, start=action.stop))
+        if one.crashes >= MOST_DEATHS - 1:
+            self._alone = action.unit
+        elif isinstance(action, Expand) and not self._may_expand_again():
+            self._broken(f"{action} with {sum(self._waiting)} items waiting")
+        self._begin_unit(action)
+        self._processing += isinstance(action, Process)
+        return True
+
+    def _may_expand_again(self) -> bool:
+        alone = not self._expanding and not self._queues[self._last]
+        return alone or self._may_expand()
+
     def _look_at_sources(self, action: Expand) -> None:
         if not self._arriving:
             self._broken(f"{action} without new sources")
         start = len(self._sources) - self._arriving
         inline = self._inline_of(0)
-        if action[1:] != (0, start, -1, 0, start, len(self._sources), inline):
+        if action[1:] != (0, start, -1, 0, start, len(self._sources), inline, 0):
             self._broken(f"{action} is not that of sources {start} on, {inline} items inline")
         self._arriving = 0
         self._begin_unit(action)
@@ -691,6 +851,8 @@ class Simulation:
         """Whether an expansion, or the pull before one, may begin now (rules 3 to 5)."""
         if self._stopped:
             self._broken(f"{action} after the stop")
+        if self._again or self._alone is not None:
+            self._broken(f"{action} while something has to run again")
         leaves = self._queues[self._last]
         if self._expansions() >= self._most_expansions():
             self._broken(
@@ -763,7 +925,8 @@ class Simulation:
         if deepest is None or action.stage != deepest:
             self._broken(f"{action} while items of stage {deepest} wait")
         items = self._queues[deepest][0]
-        place = (items.source, *items.key, items.next, items.next + 1, self._inline_of(deepest))
+        inline = 0 if items.crashes else self._inline_of(deepest)
+        place = (items.source, *items.key, items.next, items.next + 1, inline, items.crashes)
         if action[2:] != place:
             self._broken(f"{action} is not the next: that is {place}")
         self._submit(items, 1)
@@ -777,6 +940,8 @@ class Simulation:
         if action[1:5] != (self._last, items.source, *items.key):
             self._broken(f"{action} is not of the list that came first, {items.key}")
         size = self._batch_of(items)
+        if action.crashes != items.crashes:
+            self._broken(f"{action} of a list that has seen {items.crashes} deaths")
         if (action.start, action.stop) != (items.next, items.next + size):
             self._broken(f"{action} is not the next batch, {items.next} to {items.next + size}")
         self._submit(items, size)
@@ -836,7 +1001,7 @@ class Simulation:
             self._broken(f"sources is {core.sources}, arrived have {arrived}")
         if core.pulling != bool(self._pulling):
             self._broken(f"pulling is {core.pulling}, asked for are {self._pulling}")
-        finished = not self._order and not waiting and (self._stopped or self._ended)
+        finished = not (self._order or waiting or self._again) and (self._stopped or self._ended)
         if core.finished != finished:
             self._broken(f"finished is {core.finished}, and {len(self._order)} are in flight")
         for stage, tally in enumerate(core.tallies):
@@ -850,7 +1015,8 @@ class Simulation:
             if waiting > bound:
                 self._broken(f"{waiting} items wait, the bound is {bound}")
         # Nothing is kept but what is open: each open list has something waiting or in flight.
-        if len(core._lists) > self._last * (waiting + self._flying):
+        again = sum(one.size for one in self._again)
+        if len(core._lists) > self._last * (waiting + again + self._flying):
             self._broken(f"{len(core._lists)} lists for {waiting + self._flying} open items")
         if set(core._lists_of) != {unit for unit, _ in core._lists}:
             self._broken(f"lists are counted of units {set(core._lists_of)}, others are open")
@@ -872,21 +1038,32 @@ class Simulation:
 
     def _check_nothing_is_missing(self) -> None:
         """Room in the window is used if anything may use it."""
+        if self._quarantined():
+            if not self._units:
+                self._broken("nothing is in flight, and what has to run alone does not begin")
+            return
         room = self._room()
         if room <= 0:
             return
+        if one := self._next_again():
+            fits = one.size <= room if one.stage == self._last else self._may_expand_again()
+            if fits:
+                self._broken(f"room for {room}, and {one} does not run again")
+            if one.stage == self._last:
+                return
         leaves = self._queues[self._last]
         if leaves and self._batch_of(leaves[0]) <= room:
             self._broken(f"room for {room}, and items wait")
         more = any(self._waiting[1 : self._last]) or not (self._ended or self._pulling)
         wanted = self._expansions() < self._most_expansions()
-        if more and wanted and self._may_expand():
+        if more and wanted and not self._again and self._may_expand():
             self._broken(f"room for {room}, and no expansion begins")
 
     def _check_end(self) -> None:
         core = self.core
         kept = ("_lists", "_lists_of", "_units", "_waiting_items", "_flying", "_expanding")
         kept += ("_expansions", "_kept")
+        kept += ("_suspects", "_alone")
         left = {name: value for name in kept if (value := getattr(core, name))}
         if left or any(core._waiting) or core._pulling:
             self._broken(f"at the end there is still {left or 'something'}")
@@ -952,8 +1129,9 @@ class Simulation:
 WRONG = (
     *(Found(-1), Found(2, 3), Found(3, 1, failed=1, not_run=1), Found(3, 3, failed=-1, not_run=1)),
     *(Found(2, lost=True), Found(2, skipped=True)),
+    *(Found(2, 1, orphans=((0, 2),)), Found(2, 1, orphans=((1, 3),)), Found(2, orphans=((1, 0),))),
 )
-EVENTS = ("expanded", "expansion_lost", "processed")
+EVENTS = ("expanded", "expansion_lost", "processed", "crashed")
 
 
 @dataclass(frozen=True)

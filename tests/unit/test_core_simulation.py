@@ -8,8 +8,9 @@ from random import Random
 
 import pytest
 
-from evolve_tasks.core.actions import Expand, Found, Process, Pull
+from evolve_tasks.core.actions import Expand, Found, Process, Pull, SourceDone
 from evolve_tasks.core.assembly import Assembly, Portion
+from evolve_tasks.core.suspects import MOST_DEATHS
 from tests.unit.simulation import IndexedFailure, Simulation, Step, replay
 
 SEEDS = 6_000
@@ -104,7 +105,7 @@ def _portions(fates: dict[int, list[bool]], random: Random) -> Iterator[Portion]
 def test_the_seeds_reach_all_that_may_happen() -> None:
     # Six thousand runs prove nothing of what does not occur in them.
     seen: Counter[str] = Counter()
-    for seed in range(1_600):
+    for seed in range(2_400):
         simulation = simulated(seed)
         program, log = simulation.program, simulation.log
         stopped = simulation.core.stopped or "not at all"
@@ -120,6 +121,7 @@ def test_the_seeds_reach_all_that_may_happen() -> None:
         seen["stopped by a share"] += "tolerated is" in stopped
         seen["stopped from outside"] += "somebody asked" in stopped
         seen["sources that raise"] += "OSError" in stopped
+        seen["given up"] += max(simulation.deaths.values(), default=0) == MOST_DEATHS
         above = (program.batch or 0) > (program.window.in_flight or 10**6)
         seen["batch above the window"] += above
         for step in log:
@@ -141,13 +143,16 @@ def _kinds_of(step: Step) -> Iterator[str]:
                 yield "a large unit of items"
     begun = any(isinstance(action, Expand) for action in step.actions)
     if step.event == "sources_arrived" and step.arguments[0] and not begun:
-        yield "sources after the stop"
+        done = any(isinstance(action, SourceDone) for action in step.actions)
+        yield "sources after the stop" if done else "sources that wait for what runs alone"
     if step.event == "expanded":
         yield from _kinds_of_answer(step.arguments[1])
 
 
 def _kinds_of_answer(found: list[Found]) -> Iterator[str]:
     for one in found:
+        if one.orphans:
+            yield "orphans"
         if one.size > 100:
             yield "large fan-out"
         if one == Found():
@@ -179,4 +184,5 @@ EXPECTED = (
     *("worked on whole where it was found", "worked on in part where it was found"),
     *("lost inside a group", "skipped inside a group", "a group with lists and without"),
     *("expanded", "expansion_lost", "processed", "adopt", "resize", "stop", "sources_arrived"),
+    *("crashed", "given up", "orphans", "sources that wait for what runs alone"),
 )
