@@ -28,5 +28,12 @@ class ClusterLost(EvolveError, RuntimeError):
     """
 
 
+class ItemsChanged(EvolveError, RuntimeError):
+    """A source gave other items when it was parsed again than it had given before.
+
+    Results stand at positions; let the same source give the same items in the same order.
+    """
+
+
 class IllegalEvent(EvolveError, AssertionError):
     """The pure core was told something that cannot have happened: a fault of this library."""

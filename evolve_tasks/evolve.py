@@ -24,7 +24,9 @@ from contextlib import (
 )
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypedDict, TypeVar, Unpack
+from uuid import UUID
 
 import anyio.from_thread
 import anyio.to_thread
@@ -41,6 +43,7 @@ from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.evolution import Window
 from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
+from evolve_tasks.monitoring.crashes import end_what_died, now, record_given_up
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.monitoring.terminal import showing, terminal
 from evolve_tasks.naming import short_repr
@@ -465,6 +468,13 @@ class _Call:
         return name, contexts.around(name)
 
 
+def _flow_run_id() -> UUID:
+    context = FlowRunContext.get()
+    assert context is not None, "it was checked before"
+    assert context.flow_run is not None, "it was checked before"
+    return context.flow_run.id
+
+
 @dataclass
 class _Opened:
     """A run that has been opened, and has to be closed."""
@@ -479,6 +489,8 @@ class _Opened:
     _share: Shares | None
     _threads: int
     _logger: Any = field(default_factory=get_run_logger)
+    _began: datetime = field(default_factory=now)
+    _flow_run_id: UUID = field(default_factory=_flow_run_id)
 
     @property
     def submitter(self) -> Submitter:
@@ -504,8 +516,15 @@ class _Opened:
     def close(self) -> None:
         """Wait until the API knows what ran, then leave the cluster as it was found."""
         with self._stack:
-            if self.run.recorded:
-                wait_until_recorded(self.run.recorded, self._logger)
+            run = self.run
+            run.recorded += record_given_up(run.given_up)
+            if run.recorded:
+                wait_until_recorded(run.recorded, self._logger)
+            if run.deaths:
+                # Asked when the others are known: events come to the API one after another.
+                names = [stage.name for stage in run.stages]
+                ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
+                wait_until_recorded(ended, self._logger)
 
     def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
         """Make the outcome, and raise if it is not accepted."""

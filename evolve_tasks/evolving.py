@@ -14,14 +14,16 @@ from evolve_tasks.core.actions import Action, Expand, Found, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution, Window
+from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.feeding import Arrival
-from evolve_tasks.naming import source_label
+from evolve_tasks.naming import short_repr, source_label
 from evolve_tasks.options import EvolveOptions, FailurePolicy, RecordMode
-from evolve_tasks.outcome import Counts, StageCounts
+from evolve_tasks.outcome import Counts, Failure, StageCounts
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import (
     BatchResult,
     ExpandCall,
+    GivenUp,
     Measure,
     NestedResult,
     ProcessCall,
@@ -39,6 +41,11 @@ class Lost:
     """A unit that Dask gave up: its worker died with it, or it could not be sent."""
 
     error: BaseException
+
+    @property
+    def crashed(self) -> bool:
+        """Whether its worker died with it."""
+        return isinstance(self.error, KilledWorker)
 
 
 Answer = Measure | BatchResult | NestedResult | Lost | Arrival
@@ -86,6 +93,8 @@ class EvolvingRun:
         self.interrupted = False
         self.wake: Callable[[], None] = lambda: None
         self.on_source: Callable[[int, Any], None] | None = None
+        self.deaths = False  # of workers that had something of this run
+        self.given_up: list[GivenUp] = []
         self.recorded: list[UUID] = []
         self.sources: Iterator[Any] = iter(sources)
         self._open: dict[int, tuple[Any, SourceCall]] = {}
@@ -138,7 +147,7 @@ class EvolvingRun:
         single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
         inline = 0 if single else action.inline
         sources = tuple(call for _, call in entries)
-        return ExpandCall(action.stage, sources, items, inline, recording)
+        return ExpandCall(action.stage, sources, items, inline, recording, action.crashes)
 
     def process_call(self, action: Process) -> ProcessCall:
         """What to send for a `Process`."""
@@ -157,7 +166,9 @@ class EvolvingRun:
             offset=action.offset,
             start=action.start,
             stop=action.stop,
+            size=self.core.size_of(action.parent, action.offset),
             recording=recording,
+            crashes=action.crashes,
         )
 
     def belongs(self, unit: int, run_id: UUID) -> None:
@@ -193,7 +204,9 @@ class EvolvingRun:
                     portions.append(self._portion(position, batch.start, batch.stop, batch.result))
                 return portions
             case Lost():
-                return self._lost(action, answer.error)
+                if answer.crashed and not self.core.gives_up(unit):
+                    return []  # it runs again
+                return self._lost(action, answer)
 
     def tell(self, unit: int, answer: Answer) -> list[Action]:
         """Tell the core of an answer."""
@@ -231,6 +244,9 @@ class EvolvingRun:
                     inline_s=answer.inline_s,
                 )
             case Lost():
+                if answer.crashed:
+                    self.deaths = True
+                    return core.crashed(unit)
                 if isinstance(action, Process):
                     return core.processed(unit, failed=action.stop - action.start)
                 return core.expansion_lost(unit)
@@ -273,28 +289,41 @@ class EvolvingRun:
         values = batch.values.value()
         return Portion(position, source, start, stop - batch.not_run, values, failures)
 
-    def _lost(self, action: Expand | Process, error: BaseException) -> list[Portion]:
-        crashed = isinstance(error, KilledWorker)
+    def _lost(self, action: Expand | Process, lost: Lost) -> list[Portion]:
+        """Failures of a unit that Dask gave up, or that took down all the workers that it may."""
         stage = self.stages[action.stage].name
         if isinstance(action, Process):
             source, call = self._open[action.source]
             failures = [
                 replace(
-                    failure_from(error, stage=stage, index=(action.source, item), item=None),
+                    _failure_of(lost, stage, (action.source, item), None),
                     source=source,
                     item=f"item {item} of {call.label}",
-                    crashed=crashed,
                 )
                 for item in range(action.start, action.stop)
             ]
+            if lost.crashed and self.ledger.mode != "sources":
+                upstream = self._unit_runs.get(action.parent, call.run_id)
+                run_id = item_run_id(call.run_id, action.start)
+                label = f"{call.label} {action.start}"
+                self._give_up(action.stage, run_id, label, upstream, failures[0].message)
             return [Portion(action.source, source, action.start, action.stop, [], failures)]
         portions = []
         for position in range(action.start, action.stop):
-            source, _ = self._open[position]
-            failure = failure_from(error, stage=stage, index=(position,), item=source)
-            failure = replace(failure, source=source, crashed=crashed)
+            source, call = self._open[position]
+            failure = replace(_failure_of(lost, stage, (position,), source), source=source)
+            if lost.crashed:
+                self._give_up(action.stage, call.run_id, call.label, None, failure.message)
             portions.append(Portion(position, source, 0, 0, [], [failure]))
         return portions
+
+    def _give_up(
+        self, stage: int, run_id: UUID, label: str, upstream: UUID | None, message: str
+    ) -> None:
+        task = self.stages[stage].task
+        if task is not None:
+            name = f"{self.stages[stage].name}[{label}]"
+            self.given_up.append(GivenUp(task, run_id, name, upstream, message))
 
     def counts(self) -> Counts:
         """The numbers as they stand."""
@@ -428,6 +457,23 @@ def readable(answer: Answer) -> Answer:
     return answer
 
 
+def _failure_of(lost: Lost, stage: str, index: tuple[int, ...], item: Any) -> Failure:
+    if not isinstance(lost.error, KilledWorker):
+        return failure_from(lost.error, stage=stage, index=index, item=item)
+    return Failure(
+        stage=stage,
+        source=None,
+        index=index,
+        item=short_repr(item),
+        error_type="KilledWorker",
+        message=f"{MOST_DEATHS} workers died while they worked on it, the last time on it alone "
+        f"({lost.error.last_worker.address}): it was out of memory, or its code ends the process; "
+        "the worker's own log may say more",
+        attempts=MOST_DEATHS,
+        crashed=True,
+    )
+
+
 def _known_length(sources: Iterable[Any]) -> int | None:
     """How many sources there are, where that can be told without taking one."""
     try:
@@ -449,13 +495,27 @@ def _found(end: SourceEnd) -> Found:
 
 
 def _found_nested(answer: NestedResult) -> list[Found]:
-    """All items of a nested unit have ended: on the spot, in its batches, or never begun."""
+    """What became of the items of a nested unit.
+
+    They have ended on the spot or in its batches, were never begun, or their worker died.
+    """
     done = [end.ended - end.not_run for end in answer.measure.ends]
     failed = [len(end.failures) for end in answer.measure.ends]
+    orphans: list[list[tuple[int, int]]] = [[] for _ in answer.measure.ends]
     for batch in answer.batches:
         done[batch.offset] += batch.stop - batch.start - batch.result.not_run
         failed[batch.offset] += len(batch.result.failures)
-    return [
-        _found(end)._replace(ended=end.size, failed=failed[offset], not_run=end.size - done[offset])
-        for offset, end in enumerate(answer.measure.ends)
-    ]
+    for one in answer.orphans:
+        orphans[one.offset].append((one.start, one.stop))
+    found = []
+    for offset, end in enumerate(answer.measure.ends):
+        ended = end.size - sum(stop - start for start, stop in orphans[offset])
+        found.append(
+            _found(end)._replace(
+                ended=ended,
+                failed=failed[offset],
+                not_run=ended - done[offset],
+                orphans=tuple(sorted(orphans[offset])),
+            )
+        )
+    return found

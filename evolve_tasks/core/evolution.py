@@ -235,6 +235,10 @@ class Evolution:
         """Whether the policy wants the run, now over, to raise."""
         return self._budget.rejects(self.standing)
 
+    def size_of(self, unit: int, offset: int) -> int:
+        """Items of a list that is open."""
+        return self._lists[unit, offset].size
+
     def gives_up(self, unit: int) -> bool:
         """Whether a unit in flight is given up if its worker dies; else it runs again."""
         action = self._units[unit]

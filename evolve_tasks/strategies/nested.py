@@ -74,6 +74,10 @@ class _NestedCarrier(FutureCarrier):
         self._budget = _within_source(failure_budget(run.options.on_failure))
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
+        if action.crashes:
+            # The run itself sends its items: they must not be lost with their source again.
+            super().expand(action, call)
+            return
         ledger, threads = self._run.ledger, self._threads
         # Several sources spend at the same time: each gets a part of what is left, and gives
         # back what it did not need.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,16 @@ from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers import units
-from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall, RunSpec
+from evolve_tasks.workers.calls import (
+    ExpandCall,
+    Measure,
+    NestedResult,
+    Orphans,
+    ProcessCall,
+    RunSpec,
+)
+from evolve_tasks.workers.ended import forget_marks, mark_ended
+from evolve_tasks.workers.first_death import FirstDeath, first_death_name
 from evolve_tasks.workers.nested import NestedCall, run_sources
 from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
@@ -53,6 +63,10 @@ class Submitter:
         self._spec = spec
         self._expansions: dict[int, Future[Any]] = {}
         self._sizes: dict[int, int] = {}
+        self._calls: dict[int, ExpandCall] = {}
+        self._orphans: dict[tuple[int, int], list[Orphans]] = {}
+        self._again = 0
+        self._marked = False
         self._stopped = False
 
     def open(self) -> None:
@@ -66,6 +80,8 @@ class Submitter:
                 + "; make locks, connections and open files inside the functions"
             ) from error
         self.client.register_plugin(RunPlugin(self._run, self._context, spec))
+        # One for each run, so that tasks of others are left as they are.
+        self.client.register_plugin(FirstDeath(self._run))
 
     def close(self) -> None:
         """Take it away again; the workers send what they still hold for the API."""
@@ -74,6 +90,9 @@ class Submitter:
         self._expansions.clear()
         if self.client.status != "running":
             return
+        if self._marked:
+            forget_marks(self.client, self._run)
+        self.client.unregister_scheduler_plugin(first_death_name(self._run))
         self.client.unregister_worker_plugin(plugin_name(self._run))
         if self._stopped:
             self.client.unregister_worker_plugin(stop_name(self._run))
@@ -84,6 +103,7 @@ class Submitter:
         priority = PROCESS if kept else EXPAND
         expansion = self._submit(stage, unit, units.expand, self._run, call, priority=priority)
         self._expansions[unit] = expansion
+        self._calls[unit] = call
         return self.client.submit(
             units.measure,
             expansion,
@@ -93,8 +113,22 @@ class Submitter:
         )
 
     def process(self, action: Process, call: ProcessCall) -> Future[Any]:
-        """Submit a batch of a list that stays on the workers."""
-        found = self._expansions[action.parent]
+        """Submit a batch of a list that stays on the workers, or that was given back."""
+        stage = self._stages[call.stage]
+        for orphans in self._orphans.get((action.parent, action.offset), ()):
+            if orphans.start <= call.start < orphans.stop:
+                known = orphans.items.value()
+                items = known[call.start - orphans.start : call.stop - orphans.start]
+                return self._submit(
+                    stage,
+                    action.unit,
+                    units.process_items,
+                    self._run,
+                    call,
+                    Packed.of(items),
+                    priority=PROCESS,
+                )
+        found = self._list(action.parent)
         if self._sizes.get(action.parent, 0) >= LONG * (call.stop - call.start):
             # Wherever the batch runs, it gets its slice alone.
             found = self.client.submit(
@@ -106,7 +140,7 @@ class Submitter:
                 pure=False,
             )
         return self._submit(
-            self._stages[call.stage],
+            stage,
             action.unit,
             units.process,
             self._run,
@@ -115,9 +149,35 @@ class Submitter:
             priority=PROCESS,
         )
 
+    def _list(self, unit: int) -> Future[Any]:
+        """What an expansion gave; it is made again if it is gone for good.
+
+        A list that was lost with its worker is made again by Dask. If a worker dies over that,
+        too, Dask gives it up with all that needs it.
+        """
+        expansion = self._expansions[unit]
+        if expansion.status == "error":
+            call = self._calls[unit]
+            self._again += 1
+            expansion = self._expansions[unit] = self.client.submit(
+                units.expand,
+                self._run,
+                replace(call, inline=0),
+                key=(f"again-{self._stages[call.stage].name}-{self._run}", unit, self._again),
+                priority=PROCESS,
+                pure=False,
+            )
+        return expansion
+
+    def given_back(self, unit: int, orphans: Sequence[Orphans]) -> None:
+        """Keep items of a nested unit whose workers died, until they have ended."""
+        for one in orphans:
+            self._orphans.setdefault((unit, one.offset), []).append(one)
+
     def measured(self, unit: int, measure: Measure) -> None:
         """Note how much stays on the workers."""
         self._sizes[unit] = sum(end.size - end.ended for end in measure.ends)
+        self._marked |= mark_ended(self.client, self._run, self._calls[unit], measure)
 
     def nested(self, unit: int, call: NestedCall, *, kept: bool) -> Future[Any]:
         """Submit a source as one task that submits its items itself."""
@@ -128,6 +188,9 @@ class Submitter:
     def release(self, unit: int) -> None:
         """Let the workers forget the lists that a unit gave."""
         self._sizes.pop(unit, None)
+        self._calls.pop(unit, None)
+        for key in [key for key in self._orphans if key[0] == unit]:
+            del self._orphans[key]
         future = self._expansions.pop(unit, None)
         if future is not None:
             future.release()
@@ -264,6 +327,8 @@ class FutureCarrier:
         for (unit, _), answer in zip(ended, taken, strict=True):
             if isinstance(answer, Measure):
                 self.submitter.measured(unit, answer)
+            elif isinstance(answer, NestedResult) and answer.orphans:
+                self.submitter.given_back(unit, answer.orphans)
             answers.append((unit, answer))
         return answers
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from dask.sizeof import sizeof
+from prefect import Task
 
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
@@ -77,6 +78,7 @@ class ExpandCall:
         items: the sources themselves, as a packed list.
         inline: a list of at most so many items is worked on where it is found.
         recording: what Prefect sees of it.
+        crashes: workers that died with it.
     """
 
     stage: int
@@ -84,6 +86,7 @@ class ExpandCall:
     items: Packed
     inline: int
     recording: Recording
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,9 @@ class ProcessCall:
         offset: which of its unit's lists they are in.
         start: position of the first item in that list.
         stop: position after the last one.
+        size: how many items the list had when it was found.
         recording: what Prefect sees of it.
+        crashes: workers that died with them.
     """
 
     stage: int
@@ -104,7 +109,9 @@ class ProcessCall:
     offset: int
     start: int
     stop: int
+    size: int
     recording: Recording
+    crashes: int = 0
 
 
 def item_run_id(source_run_id: UUID, position: int) -> UUID:
@@ -231,8 +238,38 @@ class NestedBatch:
 
 
 @dataclass(slots=True)
+class Orphans:
+    """Items of a batch whose worker died under a nested unit that lives; the run takes them."""
+
+    offset: int
+    start: int
+    stop: int
+    items: Packed
+
+
+@dataclass(slots=True)
 class NestedResult:
     """How sources ended that were worked on in one piece (`nested`)."""
 
     measure: Measure
     batches: list[NestedBatch] = field(default_factory=list)
+    orphans: list[Orphans] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """An item, or a source, that took down all the workers that it may.
+
+    Args:
+        task: the task of its stage.
+        run_id: id of its task run.
+        name: name of its task run.
+        upstream: the task run that gave it, if there is one.
+        message: why it was given up.
+    """
+
+    task: Task[..., Any]
+    run_id: UUID
+    name: str
+    upstream: UUID | None
+    message: str

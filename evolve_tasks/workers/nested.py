@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from evolve_tasks.workers.calls import (
     Expansion,
     NestedBatch,
     NestedResult,
+    Orphans,
     ProcessCall,
     Recording,
     Span,
@@ -63,6 +64,7 @@ def run_sources(run: str, call: NestedCall) -> NestedResult:
         children = _Children(get_client(), run, call, expansion)
         with seceded():
             result.batches = children.run()
+        result.orphans = children.orphans
     return result
 
 
@@ -76,6 +78,7 @@ class _Children:
         # A parent that runs again after its worker died must not meet its old children.
         self._attempt = uuid4().hex[:8]
         self._allowance = call.allowance
+        self.orphans: list[Orphans] = []
         self._ended: SimpleQueue[tuple[Process, ProcessCall, Future[Any]]] = SimpleQueue()
 
     def run(self) -> list[NestedBatch]:
@@ -101,6 +104,11 @@ class _Children:
                 return batches
             action, sent, future = self._ended.get()
             batch = self._take(action, future)
+            if batch is None:
+                # Who is guilty is found by the run, which sees all that is in flight.
+                size = action.stop - action.start
+                todo += core.processed(action.unit, not_run=size)
+                continue
             if batch.not_run:
                 core.stop("the run was stopped")
             batches.append(
@@ -125,6 +133,7 @@ class _Children:
             offset=action.offset,
             start=action.start,
             stop=action.stop,
+            size=len(self._expansion.lists[action.offset]),
             recording=Recording(
                 each=each,
                 unit=uuid4() if self._call.in_units and not each else None,
@@ -148,26 +157,25 @@ class _Children:
         )
         future.add_done_callback(lambda ended: self._ended.put((action, call, ended)))
 
-    def _take(self, action: Process, future: Future[Any]) -> BatchResult:
+    def _take(self, action: Process, future: Future[Any]) -> BatchResult | None:
+        """The result of a batch; `None` if its worker died with it."""
         try:
             result: BatchResult = future.result()
             return result
+        except KilledWorker:
+            items = self._expansion.lists[action.offset][action.start : action.stop]
+            self.orphans.append(Orphans(action.offset, action.start, action.stop, Packed.of(items)))
+            return None
         except Exception as error:
             return self._lost(action, error)
         finally:
             future.release()
 
     def _lost(self, action: Process, error: BaseException) -> BatchResult:
-        crashed = isinstance(error, KilledWorker)
         position = self._call.expand.sources[action.offset].position
         items: Any = self._expansion.lists[action.offset]
         failures = [
-            replace(
-                failure_from(
-                    error, stage=self._stage.name, index=(position, item), item=items[item]
-                ),
-                crashed=crashed,
-            )
+            failure_from(error, stage=self._stage.name, index=(position, item), item=items[item])
             for item in range(action.start, action.stop)
         ]
         return BatchResult(NOTHING, failures, 0, [], False, 0.0, Span())

@@ -277,7 +277,7 @@ def unwrapped(value: Any) -> Any:
     return result
 
 
-def _enter_state(task_run: TaskRun, last: State[Any], new: State[Any]) -> None:
+def enter_state(task_run: TaskRun, last: State[Any], new: State[Any]) -> None:
     """What Prefect's engines note on a task run when its state changes."""
     if last.timestamp == new.timestamp:
         new.timestamp += timedelta(microseconds=1)
@@ -327,7 +327,7 @@ class _QuietSyncEngine(_SyncEngine):
 
     def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         assert self.task_run is not None
-        _enter_state(self.task_run, self.state, state)
+        enter_state(self.task_run, self.state, state)
         return state
 
     def log_finished_message(self) -> None:
@@ -339,7 +339,7 @@ class _QuietAsyncEngine(_AsyncEngine):
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         assert self.task_run is not None
-        _enter_state(self.task_run, self.state, state)
+        enter_state(self.task_run, self.state, state)
         return state
 
     def log_finished_message(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from evolve_tasks.errors import ItemsChanged
 from evolve_tasks.workers.calls import (
     BatchResult,
     ExpandCall,
@@ -10,12 +13,16 @@ from evolve_tasks.workers.calls import (
     ProcessCall,
     Slice,
 )
+from evolve_tasks.workers.ended import ended_before
 from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.transport import Packed
 
 
 def expand(run: str, call: ExpandCall) -> Expansion:
     """Run an expanding stage; its items stay here."""
+    if call.inline and ended_before(run, call):
+        # Dask makes a list again that was lost. What was worked on in passing was reported.
+        call = replace(call, inline=0)
     return runtime_of(run).expand(call)
 
 
@@ -25,8 +32,19 @@ def measure(expansion: Expansion) -> Measure:
 
 
 def cut(expansion: Expansion, call: ProcessCall) -> Slice:
-    """Cut a batch out of a long list where the list is, so that only this much travels."""
-    return Slice(expansion.lists[call.offset][call.start : call.stop])
+    """Cut a batch out of a long list where the list is, so that only this much travels.
+
+    Raises:
+        ItemsChanged: the list was lost with its worker, and parsing again gave another one.
+    """
+    items = expansion.lists[call.offset]
+    if len(items) != call.size:
+        raise ItemsChanged(
+            f"{call.source.label} gave {call.size} items, and {len(items)} when it was parsed again"
+            " after a worker had died with them, so that positions mean nothing any more; let a "
+            "source give the same items each time"
+        )
+    return Slice(items[call.start : call.stop])
 
 
 def process(run: str, call: ProcessCall, found: Expansion | Slice) -> BatchResult:

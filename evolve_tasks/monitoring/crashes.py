@@ -1,0 +1,107 @@
+"""What the API has to know of workers that died: they cannot tell it themselves.
+
+A task run whose worker died stays Running in the API, for ever; so does that of a batch whose
+items have run again since, in other batches. And whoever is given up needs a task run that says
+so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import TaskRun
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.sorting import TaskRunSort
+from prefect.states import Crashed
+from prefect.utilities.engine import emit_task_run_state_change_event
+
+from evolve_tasks.workers.calls import GivenUp
+from evolve_tasks.workers.task_runs import enter_state, new_task_run
+
+PAGE = 200  # task runs in one answer: Prefect's own limit
+DIED = "its worker died; what it worked on ran again, unless it has a crashed task run of its own"
+
+
+def record_given_up(given_up: Sequence[GivenUp]) -> list[UUID]:
+    """Give each of N >= 0 of them a Crashed task run; called in the flow.
+
+    Returns:
+        The ids of the task runs.
+    """
+    for one in given_up:
+        task_run = new_task_run(one.task, run_id=one.run_id, name=one.name, upstream=one.upstream)
+        # Its worker was asked to run it as often as it may take workers down.
+        _crash(task_run, one.message)
+    return [one.run_id for one in given_up]
+
+
+def end_what_died(
+    flow_run_id: UUID, stages: Collection[str], since: datetime, logger: logging.Logger | Any
+) -> list[UUID]:
+    """Say of task runs that they crashed, where workers died and left them open.
+
+    Args:
+        flow_run_id: the flow run that they belong to.
+        stages: names of the stages, by which the names of their task runs begin.
+        since: when the run began; what is older belongs to others.
+        logger: told how many there were.
+
+    Returns:
+        The ids of those N >= 0 task runs.
+    """
+    names = tuple(f"{stage}[" for stage in stages)
+    with get_client(sync_client=True) as client:
+        found: list[TaskRun] = []
+        while page := client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
+            task_run_filter=TaskRunFilter(
+                state=TaskRunFilterState(
+                    type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+                )
+            ),
+            sort=TaskRunSort.ID_DESC,
+            limit=PAGE,
+            offset=len(found),
+        ):
+            found += page
+    # Ours alone: their dynamic key is their id, and nothing of this run is under way any more.
+    left = [
+        run
+        for run in found
+        if run.name.startswith(names)
+        and run.dynamic_key == str(run.id)
+        and (run.start_time is None or run.start_time >= since)
+    ]
+    for run in left:
+        _crash(run, DIED)
+    if left:
+        logger.warning(
+            "%d task runs were open when their workers died: they are Crashed", len(left)
+        )
+    return [run.id for run in left]
+
+
+def _crash(task_run: TaskRun, message: str) -> None:
+    before = task_run.state
+    assert before is not None, "every task run has a state"
+    state: State[Any] = Crashed(message=message)
+    enter_state(task_run, before, state)
+    emit_task_run_state_change_event(task_run, initial_state=before, validated_state=state)
+
+
+def now() -> datetime:
+    """The time, as the API writes it."""
+    return datetime.fromtimestamp(time.time()).astimezone()

@@ -1,0 +1,252 @@
+"""Workers are killed for real: nothing is lost, and what was reported is not done again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from distributed import LocalCluster
+from prefect import flow, task
+from prefect.context import FlowRunContext
+
+from evolve_tasks import EvolveTaskRunner, Outcome, evolve, evolve_iter
+from tests.integration.api import task_runs
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
+
+PARALLEL = ["as_completed", "async", "nested"]
+CLUSTER = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0"}
+
+Item = tuple[str, int, int]
+
+
+def note(diary: str, what: str) -> None:
+    """Leave a trace of this execution that outlives its process."""
+    Path(diary, f"{what}.{os.getpid()}.{os.urandom(4).hex()}").touch()
+
+
+def traces(diary: Path) -> Counter[str]:
+    return Counter(path.name.split(".")[0] for path in diary.iterdir())
+
+
+def die(diary: str) -> None:
+    note(diary, "death")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
+def hundred(source: tuple[str, int]) -> list[Item]:
+    diary, number = source
+    return [(diary, number, item) for item in range(100)]
+
+
+@task
+def poison_is_item_57_of_3(item: Item) -> int:
+    diary, source, position = item
+    if (source, position) == (3, 57):
+        die(diary)
+    return source * 100 + position
+
+
+@task
+def poison_is_source_3(source: tuple[str, int]) -> list[int]:
+    diary, number = source
+    if number == 3:
+        die(diary)
+    return [number]
+
+
+def run(body: Any, cluster: dict[str, Any] | None = None) -> tuple[UUID, Any]:
+    """Run `body` in a flow on worker processes of its own; give its id and what `body` gave."""
+    seen: list[tuple[UUID, Any]] = []
+
+    @flow(name="deaths", task_runner=EvolveTaskRunner(cluster_kwargs=cluster or CLUSTER))
+    def deaths() -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        seen.append((context.flow_run.id, body()))
+
+    deaths()
+    return seen[0]
+
+
+@pytest.mark.parametrize("batch", [100, "auto"])
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_a_poisonous_item_costs_itself_and_three_workers(
+    strategy: str, batch: Any, tmp_path: Path
+) -> None:
+    diary = str(tmp_path)
+
+    def body() -> Outcome:
+        sources = [(diary, number) for number in range(20)]
+        return evolve(
+            sources,
+            hundred,
+            poison_is_item_57_of_3,
+            strategy=strategy,
+            batch=batch,
+            record="batches",
+            on_failure="ignore",
+        )
+
+    run_id, outcome = run(body)
+    assert outcome.results == [number for number in range(2_000) if number != 357]
+    (failure,) = outcome.failures
+    assert (failure.index, failure.crashed, failure.attempts) == ((3, 57), True, 3)
+    assert failure.source == (diary, 3)
+    assert traces(tmp_path)["death"] <= 3
+    runs = task_runs(run_id)
+    assert all(run.state is not None and run.state.is_final() for run in runs), [
+        (run.name, run.state_name) for run in runs
+    ]
+    crashed = [run.name for run in runs if run.state_name == "Crashed"]
+    assert any(name.endswith(" 57]") for name in crashed), crashed
+
+
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_a_poisonous_source_fails_alone(strategy: str, tmp_path: Path) -> None:
+    diary = str(tmp_path)
+
+    def body() -> Outcome:
+        sources = [(diary, number) for number in range(10)]
+        return evolve(sources, poison_is_source_3, abs, strategy=strategy, on_failure="ignore")
+
+    run_id, outcome = run(body)
+    assert outcome.results == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    (failure,) = outcome.failures
+    assert (failure.stage, failure.index, failure.crashed) == ("poison_is_source_3", (3,), True)
+    assert outcome.counts.sources_failed == 1
+    assert traces(tmp_path)["death"] <= 3
+    states = Counter(run.state_name for run in task_runs(run_id))
+    assert set(states) == {"Completed", "Crashed"}, states
+
+
+def forty(source: tuple[str, int]) -> list[Item]:
+    diary, number = source
+    note(diary, f"parse-{number}")
+    return [(diary, number, item) for item in range(40)]
+
+
+def slowly(item: Item) -> tuple[int, int, int]:
+    diary, source, position = item
+    note(diary, f"item-{source}-{position}")
+    time.sleep(0.02)
+    return source, position, os.getpid()
+
+
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_killed_workers_lose_nothing_and_repeat_nothing_that_was_reported(
+    strategy: str, tmp_path: Path
+) -> None:
+    diary = str(tmp_path)
+    given: list[tuple[int, int]] = []
+    before: dict[str, int] = {}
+
+    def body() -> None:
+        sources = [(diary, number) for number in range(12)]
+        kills = {40, 160, 300}
+        for item in evolve_iter(sources, forty, slowly, strategy=strategy, batch=5):
+            assert item.ok, item.failure
+            given.append(item.index)
+            name = f"item-{item.index[0]}-{item.index[1]}"
+            before[name] = traces_of(tmp_path, name)
+            if len(given) in kills:
+                os.kill(item.value[2], signal.SIGKILL)
+
+    run(body)
+    assert sorted(given) == [(source, item) for source in range(12) for item in range(40)]
+    assert len(set(given)) == len(given)
+    after = traces(tmp_path)
+    again = {name: (count, after[name]) for name, count in before.items() if after[name] != count}
+    assert not again, "reported, and done again afterwards"
+
+
+def traces_of(diary: Path, name: str) -> int:
+    return sum(1 for _ in diary.glob(f"{name}.*"))
+
+
+def uneven(source: tuple[str, int]) -> list[Item]:
+    """Mostly short lists, worked on where they are found, and a long one now and then."""
+    diary, number = source
+    return [(diary, number, item) for item in range(400 if number % 10 == 9 else 2)]
+
+
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_what_was_worked_on_in_passing_is_not_done_again_for_a_lost_list(
+    strategy: str, tmp_path: Path
+) -> None:
+    diary = str(tmp_path)
+    before: dict[str, int] = {}
+
+    def body() -> list[Any]:
+        sources = [(diary, number) for number in range(60)]
+        given = []
+        for item in evolve_iter(sources, uneven, briefly, strategy=strategy):
+            given.append(item.index)
+            name = f"item-{item.index[0]}-{item.index[1]}"
+            before[name] = traces_of(tmp_path, name)
+            if len(given) in (200, 1_000, 1_800):
+                os.kill(item.value, signal.SIGKILL)
+        return given
+
+    _, given = run(body)
+    assert len(given) == len(set(given)) == 54 * 2 + 6 * 400
+    after = traces(tmp_path)
+    assert not {name for name, count in before.items() if after[name] != count}
+
+
+def briefly(item: Item) -> int:
+    diary, source, position = item
+    note(diary, f"item-{source}-{position}")
+    time.sleep(0.001)
+    return os.getpid()
+
+
+def test_a_single_worker_is_replaced(tmp_path: Path) -> None:
+    diary = str(tmp_path)
+
+    def body() -> Outcome:
+        return evolve(
+            [(diary, 3)],
+            hundred,
+            poison_is_item_57_of_3,
+            strategy="nested",
+            batch=10,
+            on_failure="ignore",
+        )
+
+    _, outcome = run(body, {**CLUSTER, "n_workers": 1, "threads_per_worker": 1})
+    assert outcome.counts.done == 99
+    assert outcome.failures[0].crashed
+
+
+def test_tasks_of_others_keep_the_patience_of_dask(tmp_path: Path) -> None:
+    """The first death is told to the run alone; what else is on the cluster is tried again."""
+    diary = str(tmp_path)
+    with LocalCluster(**CLUSTER) as cluster:
+
+        @flow(task_runner=EvolveTaskRunner(cluster=cluster))
+        def both() -> tuple[Any, Any]:
+            other = dies_once.submit(diary)
+            return evolve([(diary, 3)], hundred, last_part).counts.done, other.result()
+
+        assert both() == (100, 2)
+
+
+@task
+def dies_once(diary: str) -> int:
+    note(diary, "lives")
+    if traces(Path(diary))["lives"] == 1:
+        die(diary)
+    return traces(Path(diary))["lives"]
+
+
+def last_part(item: Item) -> int:
+    return item[-1]
