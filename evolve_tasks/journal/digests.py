@@ -26,7 +26,6 @@ PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes, typ
 _REPR_IS_ALL: Final = frozenset(
     {datetime.date, datetime.timedelta, decimal.Decimal, fractions.Fraction, range, uuid.UUID}
 )
-_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made by a class statement
 
 
 class Unrecognisable(Exception):
@@ -135,14 +134,10 @@ class ValueDigest:
             return hashed(name, *self._pairs(value.items()), self._attributes(value))
         if normalize_token.dispatch(kind) is not normalize_object:  # numpy, pandas, pyarrow, …
             return self._by_dask(value)
-        if kind.__flags__ & _HEAP_TYPE and _is_made_of_its_state(kind):
-            # A subclass of str or int is its text or number too, whatever its own repr says.
-            inner = [
-                hashed(base.__name__, base.__repr__(value).encode(errors="backslashreplace"))
-                for base in (int, float, complex, str, bytes)
-                if isinstance(value, base)
-            ]
-            return hashed(name, *inner, self.of(value.__getstate__()))
+        if _is_taken_apart_by_python(kind):
+            # It refuses objects of C code that keep what they are to themselves.
+            _, (_, *arguments), *parts = value.__reduce_ex__(2)
+            return hashed(name, self.of(arguments), self.of(parts[:1]))
         return self._by_dask(value)
 
     def _attributes(self, value: Any) -> bytes:
@@ -160,6 +155,8 @@ class ValueDigest:
         return hashed("dask", kind_name(kind).encode(), str(token).encode())
 
 
-def _is_made_of_its_state(kind: Any) -> bool:
-    """Whether a class leaves it to Python to take its objects apart."""
+def _is_taken_apart_by_python(kind: Any) -> bool:
+    """Whether a class has no pickling of its own, so that its parts are all that it is."""
+    if kind is object:  # nothing but an address tells one from another
+        return False
     return kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import socket
@@ -375,7 +376,8 @@ def _read_claim(token: str, content: bytes) -> Claim:
         took_over = tuple(str(other) for other in shown.pop("took_over"))
         claim = Claim(**_typed({**shown, "process": process, "took_over": took_over}, Claim))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Claim(token, "a run whose claim can't be read", Process("unknown", "", -1, ""), 0.0)
+        nobody = Process("unknown", "", -1, "")
+        return Claim(token, "a run whose claim can't be read", nobody, 0.0, beat_s=math.inf)
     return replace(claim, token=token)
 
 
