@@ -293,11 +293,14 @@ class Index:
     def forget_gone(self, segments: set[str]) -> None:
         """Forget what vanished sources left in segments that are about to be written anew.
 
-        The record that one is gone stays while other segments have records of it, which would
-        bring it back.
+        The record that one is gone stays until a later compaction finds nothing else of it: it
+        has to outlive every copy of the others, or one of them would bring the source back.
         """
         for key, entry in list(self.sources.items()):
-            if not entry.is_gone or entry.gone is None:
+            if not entry.is_gone:
+                continue
+            if not entry.listings and not entry.variants:
+                del self.sources[key]
                 continue
             entry.listings = [
                 listing for listing in entry.listings if listing.place.segment not in segments
@@ -307,9 +310,6 @@ class Index:
                     piece for piece in variant.pieces if piece.place.segment not in segments
                 ]
             entry.variants = [variant for variant in entry.variants if variant.pieces]
-            alone = not entry.listings and not entry.variants
-            if alone and entry.gone[1].segment in segments:
-                del self.sources[key]
 
     def live_bytes(self) -> Counter[str]:
         """Bytes that are of use, by segment; what vanished sources left is not."""

@@ -337,7 +337,8 @@ class Journal:
         """
         labels = []
         for (source, occurrence), entry in self._segments.index.sources.items():
-            if (source, occurrence) not in self._seen and not entry.is_gone:
+            # Without a listing (damage took it) there is no name to say.
+            if (source, occurrence) not in self._seen and entry.listings and not entry.is_gone:
                 labels.append(entry.label)
                 self._records.append(Gone(source, occurrence))
         return sorted(labels)
