@@ -92,7 +92,7 @@ class Process:
         Args:
             here: the process that asks.
         """
-        if self.machine != here.machine:
+        if self.machine != here.machine or os.name == "nt":  # there, kill(pid, 0) is no question
             return False
         try:
             os.kill(self.pid, 0)
@@ -320,21 +320,26 @@ class JournalLock:
 
     def _wait_for_the_dead(self) -> set[str]:
         """Tokens of claims that are all dead; refuse as soon as one shows life."""
-        began_s = self._clock.monotonic_s()
-        first: dict[str, int] = {}
+        first: dict[str, tuple[int, float]] = {}
         while True:
             claims = _claims(self._files)
+            now_s = self._clock.monotonic_s()
             doubtful = False
             for token, claim in claims.items():
                 if self._is_dead(claim):
                     continue
-                alive = claim.process.machine == self._process.machine
-                if alive or first.setdefault(token, claim.beat) != claim.beat:
+                beat, seen_s = first.setdefault(token, (claim.beat, now_s))
+                if self._is_told_by_number(claim) or claim.beat != beat:
                     raise JournalBusy(self._refusal(claim))
-                doubtful = True
-            if not doubtful or self._clock.monotonic_s() - began_s >= STALE_S:
+                # Each has its own time: one that came while this run waited is not dead.
+                doubtful = doubtful or now_s - seen_s < STALE_S
+            if not doubtful:
                 return set(claims)
             self._clock.sleep(_POLL_S)
+
+    def _is_told_by_number(self, claim: Claim) -> bool:
+        """Whether this machine knows if the process lives: not by a number that may be reused."""
+        return claim.process.machine == self._process.machine and bool(claim.process.started)
 
     def _is_dead(self, claim: Claim) -> bool:
         if claim.process.is_gone(self._process):
@@ -343,7 +348,7 @@ class JournalLock:
         if claim.process == self._process:
             # An earlier run of this very process, which could not remove its claim at its end.
             return silent_s > STALE_S
-        return claim.process.machine != self._process.machine and silent_s > LONG_DEAD_S
+        return not self._is_told_by_number(claim) and silent_s > LONG_DEAD_S
 
     def _refusal(self, claim: Claim) -> str:
         return (

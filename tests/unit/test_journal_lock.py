@@ -144,6 +144,40 @@ def test_one_on_another_host_that_shows_life_is_left_alone(files: Files, time: T
     far.require_held()
 
 
+def test_one_that_came_while_another_was_waited_for_is_not_dead(files: Files, time: Time) -> None:
+    lock(files, time, "dead", process=ELSEWHERE).acquire()
+    late = lock(files, time, "late", process=dataclasses.replace(ELSEWHERE, pid=1))
+
+    def come() -> None:
+        if time.slept_s == 29:
+            time.during = lambda: None
+            late._claim = dataclasses.replace(late._claim, beat_s=time.now_s)
+            late._write()
+
+    time.during = come
+    began_s = time.slept_s
+    lock(files, time, "heir").acquire()
+    assert time.slept_s - began_s >= 29 + 30
+
+
+def test_a_number_without_a_start_is_told_by_the_heartbeat(files: Files, time: Time) -> None:
+    lock(files, time, process=dataclasses.replace(HERE, started="")).acquire()
+    lock(files, time).acquire()
+    assert 30 <= time.slept_s <= 32
+
+
+def test_a_claim_that_this_process_could_not_remove_ends_by_itself(
+    files: Files, time: Time
+) -> None:
+    lock(files, time).acquire()
+    time.now_s += 29
+    with pytest.raises(JournalBusy):
+        lock(files, time).acquire()
+    time.now_s += 2
+    lock(files, time).acquire()
+    assert time.slept_s == 0
+
+
 def test_one_that_died_long_ago_is_not_waited_for(files: Files, time: Time) -> None:
     lock(files, time, process=ELSEWHERE).acquire()
     time.now_s += 3_700
