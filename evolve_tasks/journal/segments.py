@@ -199,7 +199,6 @@ class Segments:
             if isinstance(found, str):
                 self._note_damage(name, found)
                 return
-            self._last = max(self._last, found.record.sequence)
             self.index.add(found.record, Place(name, found.offset, found.length))
 
     def _note_damage(self, name: str, what: str) -> None:

@@ -212,6 +212,17 @@ def test_a_claim_written_again_by_who_slept_is_recognised(files: Files, time: Ti
         asleep.require_held()
 
 
+def test_a_claim_that_was_removed_is_not_written_again(files: Files, time: Time) -> None:
+    mine = lock(files, time)
+    mine.acquire()
+    (name,) = files.names()
+    files.remove(name)
+    mine.beat()
+    assert files.names() == {}
+    with pytest.raises(JournalLost, match="its claim was removed"):
+        mine.require_held()
+
+
 def test_a_failed_attempt_leaves_nothing_behind(time: Time, tmp_path: Path) -> None:
     files = LocalFiles(tmp_path)
     reads = files.names

@@ -64,6 +64,18 @@ def test_an_altered_bit_anywhere_is_noticed(written: list[Record], at: float, bi
     assert len(joined(written[: len(read)])) <= position
 
 
+def test_every_bit_of_a_record_counts() -> None:
+    first = Gone("a", 0)
+    blob = encode(first) + encode(Done("a", 0, "f", "p", "i", 0, 2, "{}", b"the payload"))
+    for position in range(len(encode(first)), len(blob)):
+        for bit in range(8):
+            altered = bytearray(blob)
+            altered[position] ^= 1 << bit
+            read, damaged = decode(bytes(altered))
+            assert read == [first]
+            assert damaged is not None
+
+
 @given(several, st.data())
 def test_bytes_that_are_missing_or_too_many_inside_are_noticed(
     written: list[Record], drawn: st.DataObject
