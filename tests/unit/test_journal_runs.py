@@ -17,7 +17,7 @@ from prefect.filesystems import LocalFileSystem, NullFileSystem, RemoteFileSyste
 from prefect.results import ResultStore
 from prefect.serializers import CompressedPickleSerializer, JSONSerializer, PickleSerializer
 
-from evolve_tasks.errors import InvalidInput, JournalBusy
+from evolve_tasks.errors import InvalidInput, JournalBusy, JournalLost
 from evolve_tasks.journal import Journal, Known
 from evolve_tasks.journal.records import decode, encode
 from evolve_tasks.journal.segments import MANY, Segments
@@ -541,6 +541,21 @@ def test_a_second_run_is_refused_and_breaks_nothing(store: ResultStore) -> None:
         write(journal, "a", [1])
     with opened(store) as journal:
         assert results(journal, "a") == {0: 1}
+
+
+def write_after_a_takeover(store: ResultStore) -> None:
+    with opened(store) as journal:
+        (claim,) = (name for name in files_of(store).names() if name.startswith("claim-"))
+        files_of(store).remove(claim)
+        journal._lock.beat()
+        write(journal, "a", [1])
+        journal.flush()
+
+
+def test_who_lost_the_journal_writes_nothing_more(store: ResultStore) -> None:
+    with pytest.raises(JournalLost, match="its claim was removed"):
+        write_after_a_takeover(store)
+    assert segments_of(store) == []
 
 
 def fail_after_a_note(store: ResultStore) -> None:
