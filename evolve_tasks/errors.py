@@ -37,3 +37,17 @@ class ItemsChanged(EvolveError, RuntimeError):
 
 class IllegalEvent(EvolveError, AssertionError):
     """The pure core was told something that cannot have happened: a fault of this library."""
+
+
+class JournalBusy(EvolveError, RuntimeError):
+    """Another run holds the journal; nothing has been started, and nothing in it was changed.
+
+    The message names the holder (flow run, host, process, since when) and the ways out.
+    """
+
+
+class JournalLost(EvolveError, RuntimeError):
+    """Another run took the journal over, because this one gave no sign of life for too long.
+
+    What was written before is kept. Stop this run; the other one goes on from there.
+    """
