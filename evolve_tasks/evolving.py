@@ -515,7 +515,8 @@ def _found_nested(answer: NestedResult) -> list[Found]:
                 ended=ended,
                 failed=failed[offset],
                 not_run=ended - done[offset],
-                orphans=tuple(sorted(orphans[offset])),
+                left=tuple(sorted(orphans[offset])) or None,
+                orphaned=bool(orphans[offset]),
             )
         )
     return found

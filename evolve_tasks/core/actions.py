@@ -80,8 +80,10 @@ class Found(NamedTuple):
         not_run: how many of those were not begun, because the run had been stopped.
         lost: the expansion itself failed.
         skipped: the expansion was not begun, because the run had been stopped.
-        orphans: items that were lost with the worker that they ran on, as ranges in order;
-            with them `ended` counts all others, wherever they stand.
+        resumed: how many of those that ended come from a journal, and did not run now.
+        left: those that have not ended, as ranges in order, where they are not simply the last.
+        orphaned: what is left was lost with the worker that it ran on.
+        known: the journal had all of it, and the expansion did not run.
     """
 
     size: int = 0
@@ -90,4 +92,24 @@ class Found(NamedTuple):
     not_run: int = 0
     lost: bool = False
     skipped: bool = False
-    orphans: tuple[tuple[int, int], ...] = ()
+    resumed: int = 0
+    left: tuple[tuple[int, int], ...] | None = None
+    orphaned: bool = False
+    known: bool = False
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """The items that have not ended."""
+        if self.left is not None:
+            return list(self.left)
+        return [(self.ended, self.size)] if self.ended < self.size else []
+
+    def adds_up(self) -> bool:
+        """Whether all of it can be true at once."""
+        ends = [place for one in self.ranges() for place in one]
+        return (
+            min(self.failed, self.not_run, self.resumed) >= 0
+            and self.failed + self.not_run + self.resumed <= self.ended
+            and self.ended + sum(stop - start for start, stop in self.ranges()) == self.size
+            and [0, *ends, self.size] == sorted([0, *ends, self.size])
+            and not (self.size and (self.lost or self.skipped))
+        )

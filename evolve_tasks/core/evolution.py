@@ -74,9 +74,22 @@ class _List:
     source: int
     parent: ListId | None
     size: int
-    cursor: int  # items before it were submitted
+    todo: deque[tuple[int, int]]  # ranges of items that were not submitted
     open: int  # items that have not ended, with all that came from them
     crashes: int = 0  # a worker died where these items may have been at work already
+
+    @property
+    def waiting(self) -> int:
+        """Items that were not submitted."""
+        return sum(stop - start for start, stop in self.todo)
+
+    def take(self, most: int) -> tuple[int, int]:
+        """Submit the next consecutive items, up to `most` of them."""
+        start, end = self.todo.popleft()
+        stop = min(end, start + most)
+        if stop < end:
+            self.todo.appendleft((stop, end))
+        return start, stop
 
 
 @dataclass(slots=True)
@@ -324,12 +337,7 @@ class Evolution:
         if len(found) != size:
             raise IllegalEvent(f"unit {unit} of {size} items was answered with {len(found)}")
         for one in found:
-            lost = sum(stop - start for start, stop in one.orphans)
-            places = [0, *(place for ends in one.orphans for place in ends), one.size]
-            adds_up = 0 <= one.failed + one.not_run <= one.ended <= one.size - lost
-            adds_up = adds_up and places == sorted(places)
-            ran = not (one.lost or one.skipped)
-            if not (adds_up and (ran or not one.size) and one.failed >= 0 and one.not_run >= 0):
+            if not one.adds_up():
                 raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
         self._answered(action)
         actions: list[Action] = []
@@ -342,15 +350,17 @@ class Evolution:
             elif one.skipped:
                 tally.not_run += 1
             else:
-                tally.done += 1
+                tally.done += not one.known
+                tally.resumed += one.known
                 self._expanded += 1
                 self._fan_out_total += one.size
                 below.discovered += one.size
-                below.done += one.ended - one.failed - one.not_run
+                below.done += one.ended - one.failed - one.not_run - one.resumed
                 below.failed += one.failed
                 below.not_run += one.not_run
-                worked_on += one.ended - one.not_run
-            begun += not one.skipped
+                below.resumed += one.resumed
+                worked_on += one.ended - one.not_run - one.resumed
+            begun += not (one.skipped or one.known)
             source = action.start + offset if action.stage == 0 else action.source
             parent = None if action.stage == 0 else (action.parent, action.offset)
             if one.size > one.ended and self.stopped is None:
@@ -432,8 +442,8 @@ class Evolution:
             while queue:
                 identity = queue.popleft()
                 entry = self._lists[identity]
-                left = entry.size - entry.cursor
-                entry.cursor = entry.size
+                left = entry.waiting
+                entry.todo.clear()
                 self._waiting_items -= left
                 self.tallies[stage].not_run += left
                 self._close(actions, identity, left)
@@ -502,15 +512,16 @@ class Evolution:
         # Items begin anew: nobody knows whether any of them was at work when the worker died.
         crashes = min(crashes, 1)
         identity = unit, offset
-        if found.orphans:
-            self._lists[identity] = _List(stage, source, parent, found.size, found.size, left)
-            for start, stop in found.orphans:
+        ranges = found.ranges()
+        if found.orphaned:
+            self._lists[identity] = _List(stage, source, parent, found.size, deque(), left)
+            for start, stop in ranges:
                 lost = Suspect(stage, source, identity, start, stop, crashes + 1)
                 for part in parts(lost):
                     self._suspects.add(part, self._last)
         else:
             self._lists[identity] = _List(
-                stage, source, parent, found.size, found.ended, left, crashes
+                stage, source, parent, found.size, deque(ranges), left, crashes
             )
             self._waiting[stage].append(identity)
             self._waiting_items += left
@@ -653,19 +664,19 @@ class Evolution:
         """Submit the next batch; False if it has to wait for room, so that it stays whole."""
         identity = leaves[0]
         entry = self._lists[identity]
-        start = entry.cursor
+        start, stop = entry.todo[0]
         if self._batch is None:
             mean_s = self._durations[self._last].mean_s
             threads = self._window.threads
             size = unit_size(mean_s, self._waiting_items, threads, self._ceiling())
         else:
             size = self._largest_batch()
-        size = min(size, entry.size - start)
+        size = min(size, stop - start)
         if size > room:
             return False
-        entry.cursor = start + size
+        entry.take(size)
         self._waiting_items -= size
-        if entry.cursor == entry.size:
+        if not entry.todo:
             leaves.popleft()
         self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
         return True
@@ -737,10 +748,9 @@ class Evolution:
                     return False
                 identity = queue[0]
                 entry = self._lists[identity]
-                start = entry.cursor
-                entry.cursor += 1
+                start, _ = entry.take(1)
                 self._waiting_items -= 1
-                if entry.cursor == entry.size:
+                if not entry.todo:
                     queue.popleft()
                 self._expand(
                     actions, stage, entry.source, identity, start, start + 1, entry.crashes

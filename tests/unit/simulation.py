@@ -124,6 +124,7 @@ class Program:
     stops_in_group: float
     crashes: float  # a worker dies, with some of what is in flight
     poisoned: float  # sources and items that kill each worker that works on them
+    journaled: float  # sources that a journal knows, in part or in whole
 
     def core(self) -> Evolution:
         return Evolution(
@@ -187,6 +188,7 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         stops_in_group=random.choice((0, 0.5)),
         crashes=random.choice((0, 0, 0, 0.02, 0.1, 0.3)),
         poisoned=random.choice((0, 0, 0, 0, 0.01, 0.1)),
+        journaled=random.choice((0, 0, 0, 0.2, 0.9)),
     )
 
 
@@ -250,8 +252,13 @@ class _Items:
     source: int
     within: tuple[_Subtree, ...]  # units and the source that contain them
     size: int
-    next: int  # first item that was not submitted
+    todo: list[int]  # positions that were not submitted
     crashes: int = 0  # of the expansion that gave them
+
+    def run(self, most: int) -> list[int]:
+        """Positions that follow one another at the beginning of what is to do."""
+        first = self.todo[0]
+        return [p for n, p in enumerate(self.todo[:most]) if p == first + n]
 
 
 class BrokenPromise(AssertionError):
@@ -491,18 +498,19 @@ class Simulation:
         found = [Found(lost=True) if lost else self._find(action) for _ in range(size)]
         if orphaned and not self._stopped:
             found = [self._orphaned(one) for one in found]
+        found = [self._journaled(one, action) for one in found]
         inline = 0
         for offset, one in enumerate(found):
             source = action.start + offset if action.stage == 0 else action.source
             above = within or (self._sources[source],)
             self._enter(action, offset, source, above, one)
-            inline += one.ended - one.not_run
+            inline += one.ended - one.not_run - one.resumed
         if not whole.alive:
             self._due[id(whole)] = whole
         if lost:
             self._tell("expansion_lost", unit)
             return
-        begun = sum(not one.skipped for one in found)
+        begun = sum(not (one.skipped or one.known) for one in found)
         seconds = self._seconds(program.parse_s, begun)
         inline_s = self._seconds(program.item_s, inline)
         self._durations[action.stage].add(begun, seconds)
@@ -544,7 +552,21 @@ class Simulation:
             return one
         start = self.random.randrange(one.size)
         stop = self.random.randint(start + 1, one.size)
-        return Found(one.size, one.size - (stop - start), orphans=((start, stop),))
+        left = ((start, stop),)
+        return Found(one.size, one.size - (stop - start), left=left, orphaned=True)
+
+    def _journaled(self, one: Found, action: Expand) -> Found:
+        """What a journal knows of a source: all of it, or some of its items."""
+        random = self.random
+        plain = one == Found(one.size) and action.stage + 1 == self._last
+        if not plain or random.random() >= self.program.journaled:
+            return one
+        if random.random() < 0.4:
+            return Found(one.size, one.size, resumed=one.size, known=True)
+        cuts = sorted(random.sample(range(one.size + 1), min(one.size + 1, 4)))
+        left = tuple(zip(cuts[::2], cuts[1::2], strict=False))
+        ended = one.size - sum(stop - start for start, stop in left)
+        return Found(one.size, ended, resumed=ended, left=left)
 
     def _enter(
         self, action: Expand, offset: int, source: int, above: tuple[_Subtree, ...], one: Found
@@ -560,17 +582,18 @@ class Simulation:
         else:
             self._known += 1
             self._fan_outs += one.size
-            tally[1] += 1
+            tally[3 if one.known else 1] += 1
             inner = self._tallies[action.stage + 1]
             inner[0] += one.size
-            inner[1] += one.ended - one.failed - one.not_run
+            inner[1] += one.ended - one.failed - one.not_run - one.resumed
             inner[2] += one.failed
+            inner[3] += one.resumed
             inner[4] += one.not_run
             ran = one.ended - one.not_run
-            if one.orphans:
-                ((start, stop),) = one.orphans
-                self._note_items(source, 0, start, [])
-                self._note_items(source, stop, one.size, [])
+            if one.left is not None:
+                ends = [0, *(place for ends in one.left for place in ends), one.size]
+                for start, stop in zip(ends[::2], ends[1::2], strict=True):
+                    self._note_items(source, start, stop, [])
             else:
                 self._note_items(source, 0, ran, self.random.sample(range(ran), one.failed))
             if self._stopped:
@@ -590,12 +613,14 @@ class Simulation:
         found: Found,
         crashes: int = 0,
     ) -> None:
-        items = _Items(key, stage, source, within, found.size, found.ended, crashes)
+        left = [(found.ended, found.size)] if found.left is None else found.left
+        todo = [position for start, stop in left for position in range(start, stop)]
+        items = _Items(key, stage, source, within, found.size, todo, crashes)
         self._lists[key] = items
-        if found.orphans:
-            items.next = found.size
+        if found.orphaned:
+            items.todo = []
             self._live(within, found.size - found.ended)
-            for start, stop in found.orphans:
+            for start, stop in left:
                 self._again += parts(Suspect(stage, source, key, start, stop, crashes + 1))
             return
         self._queues[stage].append(items)
@@ -687,7 +712,7 @@ class Simulation:
         self._stopped = True
         for stage, queue in enumerate(self._queues):
             for items in queue:
-                left = items.size - items.next
+                left = len(items.todo)
                 self._tallies[stage][4] += left
                 self._live(items.within, -left)
             queue.clear()
@@ -926,7 +951,8 @@ class Simulation:
             self._broken(f"{action} while items of stage {deepest} wait")
         items = self._queues[deepest][0]
         inline = 0 if items.crashes else self._inline_of(deepest)
-        place = (items.source, *items.key, items.next, items.next + 1, inline, items.crashes)
+        first = items.todo[0]
+        place = (items.source, *items.key, first, first + 1, inline, items.crashes)
         if action[2:] != place:
             self._broken(f"{action} is not the next: that is {place}")
         self._submit(items, 1)
@@ -942,24 +968,25 @@ class Simulation:
         size = self._batch_of(items)
         if action.crashes != items.crashes:
             self._broken(f"{action} of a list that has seen {items.crashes} deaths")
-        if (action.start, action.stop) != (items.next, items.next + size):
-            self._broken(f"{action} is not the next batch, {items.next} to {items.next + size}")
+        first = items.todo[0]
+        if (action.start, action.stop) != (first, first + size):
+            self._broken(f"{action} is not the next batch, {first} to {first + size}")
         self._submit(items, size)
         self._begin_unit(action)
         self._processing += 1
         self._overtaking = 0
 
     def _batch_of(self, items: _Items) -> int:
-        left = items.size - items.next
+        left = len(items.run(items.size))
         if self.program.batch is None:
             mean_s, threads = self._durations[self._last].mean_s, self._window.threads
             return min(left, unit_size(mean_s, sum(self._waiting), threads, self._ceiling()))
         return min(left, self.program.batch, self._window.in_flight or left)
 
     def _submit(self, items: _Items, count: int) -> None:
-        items.next += count
+        del items.todo[:count]
         self._waiting[items.stage] -= count
-        if items.next == items.size:
+        if not items.todo:
             self._queues[items.stage].popleft()
 
     def _begin_unit(self, action: Expand | Process) -> None:
@@ -1129,7 +1156,8 @@ class Simulation:
 WRONG = (
     *(Found(-1), Found(2, 3), Found(3, 1, failed=1, not_run=1), Found(3, 3, failed=-1, not_run=1)),
     *(Found(2, lost=True), Found(2, skipped=True)),
-    *(Found(2, 1, orphans=((0, 2),)), Found(2, 1, orphans=((1, 3),)), Found(2, orphans=((1, 0),))),
+    *(Found(2, 1, left=((0, 2),)), Found(2, 1, left=((1, 3),)), Found(2, left=((1, 0),))),
+    *(Found(2, 1, resumed=2), Found(2, 2, failed=1, resumed=2), Found(3, 1, left=((2, 3), (0, 1)))),
 )
 EVENTS = ("expanded", "expansion_lost", "processed", "crashed")
 

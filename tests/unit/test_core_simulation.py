@@ -151,8 +151,12 @@ def _kinds_of(step: Step) -> Iterator[str]:
 
 def _kinds_of_answer(found: list[Found]) -> Iterator[str]:
     for one in found:
-        if one.orphans:
+        if one.orphaned:
             yield "orphans"
+        if one.left and not one.orphaned:
+            yield "items known in part"
+        if one.known:
+            yield "a source known in whole"
         if one.size > 100:
             yield "large fan-out"
         if one == Found():
@@ -184,5 +188,12 @@ EXPECTED = (
     *("worked on whole where it was found", "worked on in part where it was found"),
     *("lost inside a group", "skipped inside a group", "a group with lists and without"),
     *("expanded", "expansion_lost", "processed", "adopt", "resize", "stop", "sources_arrived"),
-    *("crashed", "given up", "orphans", "sources that wait for what runs alone"),
+    *(
+        "crashed",
+        "given up",
+        "orphans",
+        "items known in part",
+        "a source known in whole",
+        "sources that wait for what runs alone",
+    ),
 )

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What the pure core may know: no clock, no thread, no network, no chance.
 CORE_MAY_IMPORT = {
+    "math",
     "__future__",
     "collections",
     "collections.abc",
