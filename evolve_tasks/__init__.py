@@ -1,7 +1,22 @@
 """Evolving workflows on Prefect and Dask: work whose extent is unknown when it starts."""
 
-from evolve_tasks.errors import ClusterLost, EvolveError, InvalidInput, NotInFlow
+from evolve_tasks.errors import (
+    ClusterLost,
+    EvolveError,
+    InvalidInput,
+    ItemsChanged,
+    JournalBusy,
+    JournalLost,
+    NotInFlow,
+)
 from evolve_tasks.evolve import aevolve, aevolve_iter, evolve, evolve_iter
+from evolve_tasks.journal import (
+    JournalInfo,
+    file_fingerprint,
+    forget_journal,
+    journal_info,
+    list_journals,
+)
 from evolve_tasks.options import EvolveOptions, Limits, Tolerate, tolerate
 from evolve_tasks.outcome import (
     Counts,
@@ -23,6 +38,10 @@ __all__ = [
     "Failure",
     "InvalidInput",
     "ItemOutcome",
+    "ItemsChanged",
+    "JournalBusy",
+    "JournalInfo",
+    "JournalLost",
     "Limits",
     "NotInFlow",
     "Outcome",
@@ -32,5 +51,9 @@ __all__ = [
     "aevolve_iter",
     "evolve",
     "evolve_iter",
+    "file_fingerprint",
+    "forget_journal",
+    "journal_info",
+    "list_journals",
     "tolerate",
 ]

@@ -35,6 +35,7 @@ from distributed import Client
 from prefect import Task
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
+from prefect.results import get_result_store
 from prefect.settings.context import get_current_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
@@ -43,10 +44,11 @@ from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.evolution import Window
 from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
+from evolve_tasks.journal import Journal
 from evolve_tasks.monitoring.crashes import end_what_died, now, record_given_up
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.monitoring.terminal import showing, terminal
-from evolve_tasks.naming import short_repr
+from evolve_tasks.naming import LABEL, one_line, short_repr
 from evolve_tasks.options import (
     BatchSize,
     EvolveOptions,
@@ -57,6 +59,7 @@ from evolve_tasks.options import (
     resolve_options,
 )
 from evolve_tasks.outcome import EvolveFailed, Failure, ItemOutcome, Outcome
+from evolve_tasks.resuming import Resuming
 from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.stages import Stage, stages_from
 from evolve_tasks.strategies.as_completed import run_as_completed
@@ -73,10 +76,16 @@ from evolve_tasks.workers.seceding import seceded
 # loop; what is kept must not grow with the run.
 ITER_FAILURES = 100
 
+# Vanished sources that a log line names.
+SHOWN = 5
+
 # Work that lies ready for each thread: one item running, and enough behind it that a thread
 # never waits for the flow, which answers within milliseconds.
 PER_THREAD = 4
 SMALLEST_WINDOW = 16
+
+# Key under which calls with a journal of the flow run's own are numbered.
+_JOURNALS = "evolve-tasks-journals"
 
 R = TypeVar("R")
 
@@ -103,14 +112,19 @@ class Overrides(TypedDict, total=False):
     progress: bool
 
 
-class Callables(TypedDict, total=False):
-    """The callables of a run; this version has none of them yet."""
+class Later(TypedDict, total=False):
+    """Callables that this version does not have yet."""
 
     collect: Any
     reduce: Any
-    fingerprint: Any
     label: Any
     key: Any
+
+
+class Callables(Later, total=False):
+    """The callables of a run."""
+
+    fingerprint: Callable[[Any], Any] | None
 
 
 class Extras(Overrides, Callables, total=False):
@@ -133,7 +147,9 @@ def evolve(
         options: an `EvolveOptions`, or a mapping of its fields as a deployment has it.
         collect: not available yet.
         reduce: not available yet.
-        fingerprint: not available yet.
+        fingerprint: takes a source and gives a plain value; a source whose value is another
+            than in an earlier run of the same journal counts as changed. `file_fingerprint` is
+            one for files.
         label: not available yet.
         key: not available yet.
         overrides: fields of `EvolveOptions` as keywords; `in_flight=` and `buffered=` may
@@ -148,6 +164,8 @@ def evolve(
         EvolveFailed: sources or items failed and the policy does not accept it; all that was
             finished is in its `outcome`.
         ClusterLost: the connection to the Dask scheduler broke.
+        JournalBusy: another run has the journal; wait for it, or give another name.
+        JournalLost: another run has taken the journal over while this one was thought dead.
 
     Example:
         >>> from prefect import flow
@@ -360,7 +378,9 @@ def _outcomes(portion: Portion, failures: list[Failure]) -> Iterator[ItemOutcome
         index = (portion.position, position)
         failure = failed.get(index)
         value = next(values) if failure is None else None
-        yield ItemOutcome(portion.source, index, value=value, failure=failure)
+        yield ItemOutcome(
+            portion.source, index, value=value, failure=failure, resumed=portion.resumed
+        )
 
 
 @dataclass
@@ -373,6 +393,7 @@ class _Call:
     choice: Choice
     client: Client | None
     runner: Any
+    fingerprint: Callable[[Any], Any] | None = None
 
     @classmethod
     def checked(
@@ -382,16 +403,18 @@ class _Call:
         options: EvolveOptions | Mapping[str, Any] | None,
         keywords: Mapping[str, Any],
     ) -> _Call:
-        later = {name: keywords[name] for name in Callables.__annotations__ if name in keywords}
+        later = {name: keywords[name] for name in Later.__annotations__ if name in keywords}
         for name, value in later.items():
             if value is not None:
                 raise InvalidInput(
                     f"{name}={short_repr(value)}: this version of evolve-tasks does not have "
                     f"{name}= yet, and an argument is never ignored in silence; leave it out"
                 )
-        overrides = {name: value for name, value in keywords.items() if name not in later}
-        resolved = resolve_options(options, overrides)
+        given = {name: value for name, value in keywords.items() if name not in later}
+        fingerprint = given.pop("fingerprint", None)
+        resolved = resolve_options(options, given)
         stages = stages_from(functions)
+        _refuse_wrong_fingerprint(fingerprint, resolved)
         _refuse_wrong_sources(sources)
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
@@ -400,13 +423,18 @@ class _Call:
                 "@flow(task_runner=EvolveTaskRunner())"
             )
         nested, runner = on_worker(), context.task_runner
+        if nested and resolved.journal is True:
+            raise InvalidInput(
+                "journal=True inside a task: the retries of a flow run cannot tell which of its "
+                'tasks this one is; give the journal a name, as in journal="ingest"'
+            )
         has_dask = nested or isinstance(runner, DaskTaskRunner)
         choice = choose(resolved.strategy, stages, has_dask=has_dask, on_worker=nested)
         client: Client | None = None
         if choice.strategy != "sequential":
             client = distributed.get_client() if nested else runner.client  # type: ignore[attr-defined]
             _refuse_workers_without_api(client, runner)
-        return cls(sources, stages, resolved, choice, client, runner)
+        return cls(sources, stages, resolved, choice, client, runner, fingerprint)
 
     @contextmanager
     def opened(self) -> Iterator[_Opened]:
@@ -419,7 +447,7 @@ class _Call:
     def open(self) -> _Opened:
         """Begin: from here on there is something to close."""
         started = time.monotonic()
-        options, in_flight = self.options, self.options.limits.in_flight
+        in_flight = self.options.limits.in_flight
         threads = sum(self.client.nthreads().values()) if self.client is not None else 1
         share = shares(in_flight, threads) if self.choice.strategy == "nested" else None
         if self.choice.strategy == "sequential":
@@ -430,8 +458,16 @@ class _Call:
             window = Window(in_flight, threads=threads)
         else:
             window = Window(units=max(SMALLEST_WINDOW, PER_THREAD * threads), threads=threads)
+        with ExitStack() as stack:
+            return self._opened(stack, started, window, share, threads)
+
+    def _opened(
+        self, stack: ExitStack, started: float, window: Window, share: Shares | None, threads: int
+    ) -> _Opened:
+        options = self.options
         console = terminal() if options.progress else None
-        stack = ExitStack()
+        logger = get_run_logger()
+        resuming = self._resuming(stack, logger)
         context, surroundings = self._context(stack)
         spec = RunSpec(
             run=new_run_name(),
@@ -440,9 +476,11 @@ class _Call:
             failures_recorded=options.record != "sources",
             fail_fast=options.on_failure == "fail_fast",
             terminal_pid=None if console is None else os.getpid(),
+            journaled=resuming is not None,
         )
-        run = EvolvingRun(spec.run, self.sources, self.stages, options, window=window)
-        logger = get_run_logger()
+        run = EvolvingRun(
+            spec.run, self.sources, self.stages, options, window=window, resuming=resuming
+        )
         note = logger.warning if self.choice.warn else logger.info
         note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
         submitter = None
@@ -453,7 +491,27 @@ class _Call:
         show = stack.enter_context(showing(run, console, self.client))
         if self.client is not None and on_worker():
             stack.enter_context(seceded())
-        return _Opened(self, run, spec, submitter, stack, show, started, share, threads)
+        return _Opened(self, run, spec, submitter, stack.pop_all(), show, started, share, threads)
+
+    def _resuming(self, stack: ExitStack, logger: Any) -> Resuming | None:
+        """Take the journal, where there is to be one."""
+        name = self.options.journal
+        if not name:
+            return None
+        context = FlowRunContext.get()
+        assert context is not None, "it was checked before"
+        assert context.flow_run is not None, "it was checked before"
+        if name is True:
+            # Prefect numbers the calls of a task here, anew for each attempt of the flow run.
+            numbers = context.task_run_dynamic_keys
+            number = int(numbers.get(_JOURNALS, 0))
+            numbers[_JOURNALS] = number + 1
+            name = f"flow run {context.flow_run.id}, {number}"
+        holder = f"flow run {context.flow_run.name}"
+        journal = stack.enter_context(Journal.open(name, get_result_store(), holder=holder))
+        resuming = Resuming(journal, self.stages, self.fingerprint, logger)
+        stack.callback(resuming.tell)
+        return resuming
 
     def _context(self, stack: ExitStack) -> tuple[str | None, dict[str, Any]]:
         """Bring the run context to the workers, where there are any."""
@@ -488,6 +546,7 @@ class _Opened:
     _started: float
     _share: Shares | None
     _threads: int
+    gone: list[str] = field(default_factory=list)
     _logger: Any = field(default_factory=get_run_logger)
     _began: datetime = field(default_factory=now)
     _flow_run_id: UUID = field(default_factory=_flow_run_id)
@@ -513,10 +572,29 @@ class _Opened:
                 self.show()
                 yield portion
 
+    def vanished(self) -> list[str]:
+        """Say which sources are gone since an earlier run, once all have been taken."""
+        run = self.run
+        named = isinstance(self.call.options.journal, str)
+        if run.resuming is None or not named or not run.core.finished or run.core.stopped:
+            return []
+        if run.source_error is not None:
+            return []
+        gone = run.resuming.vanished()
+        if gone:
+            shown = ", ".join(one_line(name, LABEL) for name in gone[:SHOWN])
+            more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+            self._logger.warning(
+                "%d sources of earlier runs are gone: %s%s", len(gone), shown, more
+            )
+        run.keep()
+        return gone
+
     def close(self) -> None:
         """Wait until the API knows what ran, then leave the cluster as it was found."""
         with self._stack:
             run = self.run
+            self.gone = self.vanished()
             run.recorded += record_given_up(run.given_up)
             if run.recorded:
                 wait_until_recorded(run.recorded, self._logger)
@@ -539,6 +617,7 @@ class _Opened:
             duration_s=time.monotonic() - self._started,
             stopped=run.core.stopped,
             error=run.source_error,
+            vanished=self.gone,
         )
         if run.core.rejected or run.source_error is not None:
             raise EvolveFailed(outcome) from run.source_error
@@ -581,6 +660,22 @@ async def _closed(portions: AsyncGenerator[Portion, None]) -> None:
             await anyio.sleep(0.01)
         else:
             return
+
+
+def _refuse_wrong_fingerprint(fingerprint: Any, options: EvolveOptions) -> None:
+    if fingerprint is None:
+        return
+    if not callable(fingerprint):
+        raise InvalidInput(
+            f"fingerprint={short_repr(fingerprint)} is not callable: give a function of a source, "
+            "as file_fingerprint"
+        )
+    if not isinstance(options.journal, str):
+        raise InvalidInput(
+            "fingerprint= says what makes a source count as changed since an earlier run, and "
+            'there is no journal that runs share: give one a name, as in journal="ingest", or '
+            "leave fingerprint= out"
+        )
 
 
 def _refuse_wrong_sources(sources: Any) -> None:

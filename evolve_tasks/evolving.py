@@ -19,6 +19,7 @@ from evolve_tasks.feeding import Arrival
 from evolve_tasks.naming import short_repr, source_label
 from evolve_tasks.options import EvolveOptions, FailurePolicy, RecordMode
 from evolve_tasks.outcome import Counts, Failure, StageCounts
+from evolve_tasks.resuming import Recalled, Resuming
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import (
     BatchResult,
@@ -30,10 +31,11 @@ from evolve_tasks.workers.calls import (
     Recording,
     SourceCall,
     SourceEnd,
+    Span,
     item_run_id,
 )
 from evolve_tasks.workers.failing import failure_from
-from evolve_tasks.workers.transport import Packed, Unpacked
+from evolve_tasks.workers.transport import NOTHING, Packed, Unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class EvolvingRun:
         stages: the stages.
         options: the options.
         window: how much may be in flight.
+        resuming: its journal; `None` if it has none.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class EvolvingRun:
         options: EvolveOptions,
         *,
         window: Window,
+        resuming: Resuming | None = None,
     ) -> None:
         known = _known_length(sources)
         self.run = run
@@ -97,7 +101,10 @@ class EvolvingRun:
         self.given_up: list[GivenUp] = []
         self.recorded: list[UUID] = []
         self.sources: Iterator[Any] = iter(sources)
+        self.resuming = resuming
         self._open: dict[int, tuple[Any, SourceCall]] = {}
+        self._known: dict[int, tuple[int, Recalled]] = {}  # sources that a journal has in whole
+        self._recalled: dict[int, Recalled] = {}  # and in part
         self._under_way: dict[int, tuple[Expand | Process, Recording]] = {}
         self._unit_runs: dict[int, UUID] = {}  # task run of each unit that has open lists
 
@@ -108,7 +115,11 @@ class EvolvingRun:
         if not self.core.pulling:
             return []  # the run was stopped meanwhile, and did not wait for them
         for position, source in enumerate(arrival.sources, self.core.sources):
-            self._open[position] = source, SourceCall(position, source_label(source), uuid4())
+            known = None if self.resuming is None else self.resuming.arrived(position, source)
+            if known is not None:
+                self._known[position] = known
+            call = SourceCall(position, source_label(source), uuid4(), known=known is not None)
+            self._open[position] = source, call
             if self.on_source is not None:
                 self.on_source(position, source)
         self.source_error = arrival.error
@@ -124,16 +135,30 @@ class EvolvingRun:
         self.interrupted = True
         self.wake()
 
-    def expand_call(self, action: Expand) -> ExpandCall | Lost:
-        """What to send for an `Expand`; `Lost` if a source cannot travel."""
+    def partly_known(self, action: Expand) -> bool:
+        """Whether a journal may have some items of what is expanded, and not all."""
+        resuming = self.resuming
+        return resuming is not None and any(
+            position not in self._known and resuming.knows(position)
+            for position in range(action.start, action.stop)
+        )
+
+    def expand_call(self, action: Expand) -> ExpandCall | Lost | Measure:
+        """What to send for an `Expand`.
+
+        `Lost` if a source cannot travel, a `Measure` if there is nothing to do.
+        """
         entries = [self._open[position] for position in range(action.start, action.stop)]
+        if all(call.known for _, call in entries):
+            self._under_way[action.unit] = action, Recording()
+            return Measure([SourceEnd() for _ in entries], NOTHING, 0.0, 0.0, False, Span())
         is_task = self.stages[action.stage].task is not None
         each = self.ledger.each_source(len(entries), is_task)
         unit = uuid4() if self.ledger.in_units and not each else None
         recording = Recording(each=each, unit=unit)
         self._under_way[action.unit] = action, recording
         try:
-            items = Packed.of([source for source, _ in entries])
+            items = Packed.of([None if call.known else source for source, call in entries])
         except Exception as error:
             kinds = ", ".join(sorted({type(source).__name__ for source, _ in entries}))
             return Lost(
@@ -145,7 +170,7 @@ class EvolvingRun:
             )
         # Items that are task runs of their own take too long to be worked on in passing.
         single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
-        inline = 0 if single else action.inline
+        inline = 0 if single or self.partly_known(action) else action.inline
         sources = tuple(call for _, call in entries)
         return ExpandCall(action.stage, sources, items, inline, recording, action.crashes)
 
@@ -182,6 +207,14 @@ class EvolvingRun:
     def source_done(self, position: int) -> None:
         """Carry out a `SourceDone`."""
         self._open.pop(position, None)
+        self._known.pop(position, None)
+        if self.resuming is not None:
+            self.resuming.source_done(position)
+
+    def keep(self) -> None:
+        """Write what has ended to the journal; before it is reported."""
+        if self.resuming is not None:
+            self.resuming.flush()
 
     # -- what came of them --------------------------------------------------------------------
 
@@ -227,7 +260,7 @@ class EvolvingRun:
                 self.ledger.give_back(unit, used)
                 actions = core.expanded(
                     unit,
-                    _found_nested(answer),
+                    self._resumed(action, _found_nested(answer)),
                     seconds=answer.measure.parse_s,
                     inline_s=answer.measure.inline_s
                     + sum(batch.result.worked_s for batch in answer.batches),
@@ -239,7 +272,7 @@ class EvolvingRun:
                     self._unit_runs[unit] = recording.unit
                 return core.expanded(
                     unit,
-                    [_found(end) for end in answer.ends],
+                    self._resumed(action, [_found(end) for end in answer.ends]),
                     seconds=answer.parse_s,
                     inline_s=answer.inline_s,
                 )
@@ -251,6 +284,51 @@ class EvolvingRun:
                     return core.processed(unit, failed=action.stop - action.start)
                 return core.expansion_lost(unit)
 
+    def _resumed(self, action: Expand | Process, found: list[Found]) -> list[Found]:
+        """The same with what a journal has of the sources."""
+        for position in range(action.start, action.stop):
+            offset = position - action.start
+            if position in self._known:
+                size, _ = self._known.pop(position)
+                found[offset] = Found(size, size, resumed=size, known=True)
+            elif position in self._recalled:
+                ranges = [(start, stop) for start, stop, _ in self._recalled.pop(position)]
+                size, done = found[offset].size, sum(stop - start for start, stop in ranges)
+                left = tuple(_between(ranges, size))
+                found[offset] = Found(size, done, resumed=done, left=left)
+        return found
+
+    def _recall(self, position: int, end: SourceEnd) -> list[Portion]:
+        """What a journal has of a source that was expanded, or did not need to be."""
+        source, call = self._open[position]
+        if position in self._known:
+            recalled = self._known[position][1]
+        elif self.resuming is None or end.failure is not None or end.skipped:
+            return []
+        else:
+            recalled = self.resuming.expanded(position, call.label, end.size, end.token)
+            if not recalled or end.ended:
+                return []
+            self._recalled[position] = recalled
+        return [
+            Portion(position, source, start, stop, values, resumed=True)
+            for start, stop, values in recalled
+        ]
+
+    def _noted(self, portion: Portion) -> Portion:
+        """Give a portion after its results were noted for the journal."""
+        if self.resuming is not None:
+            failed = {failure.index[-1] for failure in portion.failures if len(failure.index) > 1}
+            values = iter(portion.values)
+            done: list[Any] = []
+            for place in range(portion.start, portion.stop + 1):
+                if place < portion.stop and place not in failed:
+                    done.append(next(values))
+                elif done:
+                    self.resuming.done(portion.position, place - len(done), done)
+                    done = []
+        return portion
+
     def _measured(
         self, action: Expand | Process, recording: Recording, measure: Measure
     ) -> list[Portion]:
@@ -261,21 +339,23 @@ class EvolvingRun:
             zip(measure.ends, values, strict=True), action.start
         ):
             source, call = self._open[position]
+            portions += self._recall(position, end)
+            if position in self._known:
+                continue
             if end.has_run:
                 self.recorded.append(call.run_id)
             self.recorded += [item_run_id(call.run_id, item) for item in end.recorded]
             failures = end.failures if end.failure is None else [end.failure, *end.failures]
             if failures or end.ended:
-                portions.append(
-                    Portion(
-                        position,
-                        source,
-                        0,
-                        end.ended - end.not_run,
-                        worked_out,
-                        [replace(failure, source=source) for failure in failures],
-                    )
+                portion = Portion(
+                    position,
+                    source,
+                    0,
+                    end.ended - end.not_run,
+                    worked_out,
+                    [replace(failure, source=source) for failure in failures],
                 )
+                portions.append(self._noted(portion))
         return portions
 
     def _note_unit(self, run_id: UUID | None, recorded: bool) -> None:
@@ -287,7 +367,7 @@ class EvolvingRun:
         self.recorded += [item_run_id(call.run_id, item) for item in batch.recorded]
         failures = [replace(failure, source=source) for failure in batch.failures]
         values = batch.values.value()
-        return Portion(position, source, start, stop - batch.not_run, values, failures)
+        return self._noted(Portion(position, source, start, stop - batch.not_run, values, failures))
 
     def _lost(self, action: Expand | Process, lost: Lost) -> list[Portion]:
         """Failures of a unit that Dask gave up, or that took down all the workers that it may."""
@@ -455,6 +535,15 @@ def readable(answer: Answer) -> Answer:
                 )
             )
     return answer
+
+
+def _between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What lies between ranges, which are in order."""
+    at = 0
+    for start, stop in [*ranges, (size, size)]:
+        if at < start:
+            yield at, start
+        at = stop
 
 
 def _failure_of(lost: Lost, stage: str, index: tuple[int, ...], item: Any) -> Failure:

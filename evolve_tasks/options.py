@@ -136,7 +136,9 @@ class EvolveOptions(_Frozen):
             a run readable in the UI (its graph asks above 2,000 nodes) and costs a server
             on SQLite, at 30 to 40 task runs a second, about 15 s.
         resources: worker resources by stage. Not available yet.
-        journal: durable record to resume from. Not available yet.
+        journal: durable record to resume from, in Prefect's result storage. `True`: this flow
+            run and its retries. A name: every run that gives it, so that sources which are
+            unchanged since an earlier run are not worked on again. `False`: none.
         unique: work on equal items once. Not available yet.
         progress: show progress in the terminal; nothing is shown where there is none.
 
@@ -167,8 +169,10 @@ class EvolveOptions(_Frozen):
     resources: dict[str, dict[str, float]] | None = Field(
         default=None, description="Dask worker resources by stage. Not available yet."
     )
-    journal: bool | str = Field(
-        default=False, description="Durable record to resume from. Not available yet."
+    journal: bool | Annotated[str, Field(min_length=1)] = Field(
+        default=False,
+        description="Durable record to resume from: true for retries of this flow run, or a name "
+        "that runs share.",
     )
     unique: bool = Field(default=False, description="Work on equal items once. Not available yet.")
     progress: bool = Field(default=True, description="Show progress in the terminal.")
@@ -181,7 +185,6 @@ class EvolveOptions(_Frozen):
 
 _LATER: Final[Mapping[str, tuple[Any, str]]] = {
     "resources": (None, "place the whole flow on suitable workers"),
-    "journal": (False, "run without it; Prefect's own task caching works per task"),
     "unique": (False, "remove equal items in the expanding stage"),
     "limits.max_items": (None, "bound the sources that you give"),
     "limits.max_depth": (None, "give two stages, which have a fixed depth"),
@@ -299,6 +302,7 @@ _WAY_OUT: Final[Mapping[str, str]] = {
     "record_budget": "; give a number from 0",
     "count": "; give a number from 0",
     "ratio": "; give a share from 0 to 1, as 0.05 for 5 %",
+    "journal": "; give True for retries of this flow run, or a name that runs share",
     "progress": "; give True or False",
 }
 

@@ -145,6 +145,8 @@ class Outcome:
         stopped: why nothing more was begun before all was done; `None` if all was.
         error: what ended the run early, if something other than its items did: the error
             of a lazy `sources` iterable.
+        vanished: names of sources that earlier runs of the same named journal had, and this one
+            has not; each is told once.
         collected: `(source, value)` of `collect=`; empty without one.
         reduced: the value of `reduce=`; `None` without one.
         report: the run's story for machines; a mapping that can be written as JSON.
@@ -159,6 +161,7 @@ class Outcome:
     duration_s: float
     stopped: str | None = None
     error: BaseException | None = None
+    vanished: list[str] = field(default_factory=list)
     collected: list[tuple[Any, Any]] = field(default_factory=list)
     reduced: Any = None
 
@@ -171,6 +174,7 @@ class Outcome:
             "duration_s": self.duration_s,
             "stopped": self.stopped,
             "counts": asdict(self.counts),
+            "vanished": self.vanished,
             "failures": [
                 {**asdict(replace(failure, source=None)), "source": short_repr(failure.source)}
                 for failure in self.failures

@@ -19,6 +19,7 @@ class Portion:
         values: results of those that succeeded, in order.
         failures: those that failed, in order of position; a failure of the source alone
             has `start == stop`.
+        resumed: the values come from a journal.
     """
 
     position: int
@@ -27,6 +28,7 @@ class Portion:
     stop: int
     values: list[Any]
     failures: Sequence[Any] = ()
+    resumed: bool = False
 
 
 @dataclass(slots=True)

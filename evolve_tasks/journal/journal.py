@@ -229,6 +229,10 @@ class Journal:
             ranges = tuple((start, min(stop, size)) for start, stop in ranges if start < size)
         return Known(source, occurrence, fingerprint, process, items, size, same, ranges, differs)
 
+    def has(self, source: str, occurrence: int) -> bool:
+        """Whether anything at all is kept of a source, for whatever code and fingerprint."""
+        return (source, occurrence) in self._segments.index.sources
+
     def values(self, known: Known) -> Iterator[tuple[int, int, list[Any]]]:
         """Read the results of a source, each checked by length and digest before it is read.
 

@@ -13,10 +13,10 @@ from distributed import Future
 
 from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
-from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost, readable
+from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.strategies.submitting import Ended, Submitter, abandon
-from evolve_tasks.workers.calls import Measure
+from evolve_tasks.workers.calls import ExpandCall, Measure
 
 
 async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Portion, None]:
@@ -66,7 +66,9 @@ class _Sources:
             if answered is None:
                 raise asyncio.CancelledError("the run was interrupted")
             unit, answer = answered[0], readable(answered[1])
-            for portion in run.portions(unit, answer):
+            portions = run.portions(unit, answer)
+            run.keep()
+            for portion in portions:
                 yield portion
             self._carry_out(run.tell(unit, answer))
 
@@ -104,7 +106,7 @@ class _Sources:
         """The life of a source: its list, then its items as the window has room for them."""
         unit = action.unit
         call = self._run.expand_call(action)
-        if isinstance(call, Lost):
+        if not isinstance(call, ExpandCall):
             self._answers.put_nowait((unit, call))
             return
         answer = await self._answer(

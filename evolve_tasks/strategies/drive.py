@@ -8,7 +8,7 @@ from typing import Protocol
 
 from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
-from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost, readable
+from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
 from evolve_tasks.feeding import Arrival
 from evolve_tasks.workers.calls import ExpandCall, ProcessCall
 
@@ -73,10 +73,12 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
             if run.core.finished:
                 over = True
                 return
-            for unit, answer in refused or carrier.answers():
-                known = readable(answer)
-                yield from run.portions(unit, known)
-                todo.extend(run.tell(unit, known))
+            answers = [(unit, readable(answer)) for unit, answer in refused or carrier.answers()]
+            portions = [run.portions(unit, answer) for unit, answer in answers]
+            run.keep()
+            for (unit, answer), given in zip(answers, portions, strict=True):
+                yield from given
+                todo.extend(run.tell(unit, answer))
             if run.interrupted:
                 return
     finally:
@@ -87,7 +89,7 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
 
 
 def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[tuple[int, Answer]]:
-    """Carry out all that is to do; give the units that could not even be sent."""
+    """Carry out all that is to do; give the units that cannot or need not be sent."""
     refused: list[tuple[int, Answer]] = []
     while todo:
         match todo.popleft():
@@ -95,7 +97,7 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
                 carrier.pull(most)
             case Expand() as action:
                 call = run.expand_call(action)
-                if isinstance(call, Lost):
+                if not isinstance(call, ExpandCall):
                     refused.append((action.unit, call))
                 else:
                     carrier.expand(action, call)

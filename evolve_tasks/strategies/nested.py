@@ -74,8 +74,9 @@ class _NestedCarrier(FutureCarrier):
         self._budget = _within_source(failure_budget(run.options.on_failure))
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
-        if action.crashes:
-            # The run itself sends its items: they must not be lost with their source again.
+        if action.crashes or self._run.partly_known(action):
+            # The run itself sends its items: they must not be lost with their source again, and
+            # the run alone knows which of them a journal has.
             super().expand(action, call)
             return
         ledger, threads = self._run.ledger, self._threads

@@ -25,6 +25,7 @@ class RunSpec:
         failures_recorded: an item that fails gets a task run even where items have none.
         fail_fast: a unit ends at its first failure.
         terminal_pid: process that shows progress on its terminal, if one does.
+        journaled: the flow wants a token of the items that each source gives.
     """
 
     run: str
@@ -33,6 +34,7 @@ class RunSpec:
     failures_recorded: bool
     fail_fast: bool = False
     terminal_pid: int | None = None
+    journaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,13 @@ class SourceCall:
         position: its position among the sources.
         label: its short name.
         run_id: id of the task run that records it alone, and name space of its items' ids.
+        known: a journal has all of it, and there is nothing to do.
     """
 
     position: int
     label: str
     run_id: UUID
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,7 @@ class SourceEnd:
         not_run: those of them that were not begun.
         recorded: positions of those that have a task run.
         has_run: the source has a task run of its own.
+        token: what its items are known by in a journal, if there is one.
     """
 
     size: int = 0
@@ -152,6 +157,7 @@ class SourceEnd:
     not_run: int = 0
     recorded: list[int] = field(default_factory=list)
     has_run: bool = False
+    token: str = ""
 
 
 @dataclass(slots=True)

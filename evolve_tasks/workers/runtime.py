@@ -24,6 +24,7 @@ from prefect.logging.loggers import patch_print
 from prefect.results import get_result_store
 from prefect.utilities.engine import should_log_prints
 
+from evolve_tasks.journal import items_token
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage, as_items
 from evolve_tasks.workers.calls import (
@@ -147,6 +148,8 @@ class Runtime:
                 end.has_run = bound.task is not None and call.recording.each
                 if one.ran.error is None:
                     end.size, items = len(one.ran.value), one.ran.value
+                    if self.spec.journaled:
+                        end.token = items_token(items)
                 else:
                     end.failure = self._failed(bound, (source.position,), one.item, one.ran)
                     if self._needs_own_run(bound, call.recording):
@@ -177,7 +180,7 @@ class Runtime:
         ended: list[_Expanded] = []
         failed = False
         for source, item in zip(call.sources, call.items.value(), strict=True):
-            if failed or self.stopped():
+            if failed or source.known or self.stopped():
                 ended.append(_Expanded(item))
                 continue
             name = f"{bound.stage.name}[{source.label}]"

@@ -220,8 +220,6 @@ def test_a_mapping_with_names_that_are_no_names() -> None:
 
 LATER: list[tuple[dict[str, Any], str]] = [
     ({"resources": {"parse": {"GPU": 1}}}, "workers"),
-    ({"journal": True}, "run without it"),
-    ({"journal": "nightly"}, "run without it"),
     ({"unique": True}, "remove equal items"),
     ({"max_items": 10}, "bound the sources"),
     ({"max_depth": 2}, "two stages"),

@@ -1,0 +1,169 @@
+"""What a run takes from its journal, and what it gives to it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evolve_tasks.journal import Journal, source_token, stage_token
+from evolve_tasks.journal.journal import Known
+from evolve_tasks.naming import short_repr
+from evolve_tasks.stages import Stage
+
+# Without a function that says what makes a source count as changed, none ever does.
+UNCHANGED = "unchanged"
+
+Recalled = list[tuple[int, int, list[Any]]]  # start, stop and results of consecutive items
+
+
+@dataclass(slots=True)
+class _Source:
+    """A source of this run, as the journal knows it."""
+
+    token: str | None
+    occurrence: int
+    fingerprint: str | None
+    items: str = ""  # token of what it gave
+
+
+class Resuming:
+    """Stands between a run and its journal.
+
+    Args:
+        journal: the journal, open.
+        stages: the stages of the run.
+        fingerprint: the user's function; `None` for none.
+        logger: is told what cannot be resumed, and why.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        stages: Sequence[Stage],
+        fingerprint: Callable[[Any], Any] | None,
+        logger: logging.Logger | Any,
+    ) -> None:
+        self._journal = journal
+        self._parse = stage_token(stages[0].function)
+        self._process = stage_token(stages[-1].function)
+        self._fingerprint = fingerprint
+        self._logger = logger
+        self._seen: Counter[str] = Counter()
+        self._open: dict[int, _Source] = {}
+        self._unknown = 0
+
+    def arrived(self, position: int, source: Any) -> tuple[int, Recalled] | None:
+        """Take in a source; give its size and all its results if it need not be worked on."""
+        token = source_token(source)
+        occurrence = 0
+        if token is None:
+            self._unknown += 1
+        else:
+            occurrence = self._seen[token]
+            self._seen[token] += 1
+        one = _Source(token, occurrence, self._fingerprint_of(source))
+        self._open[position] = one
+        known = self._known(one)
+        if known is None or not known.complete or known.size is None:
+            return None
+        recalled = list(self._journal.values(known))
+        # Only what could be read is finished.
+        if sum(stop - start for start, stop, _ in recalled) != known.size:
+            return None
+        return known.size, recalled
+
+    def knows(self, position: int) -> bool:
+        """Whether the journal may have results of a source that is not finished."""
+        one = self._open[position]
+        return one.token is not None and self._journal.has(one.token, one.occurrence)
+
+    def expanded(self, position: int, label: str, size: int, items: str) -> Recalled:
+        """Note what a source gave; give the results that are known of it."""
+        one = self._open[position]
+        one.items = items
+        if one.token is None or one.fingerprint is None:
+            return []
+        known = self._known(one, items)
+        if known is not None and known.differs:
+            self._logger.warning(
+                "%s gave other items than in an earlier run, by the same code: what the journal "
+                "has of it is not used",
+                label,
+            )
+        if known is None or not known.listed:
+            self._journal.note_listed(
+                one.token, one.occurrence, label, one.fingerprint, self._parse, size, items
+            )
+        if known is None:
+            return []
+        return [part for part in self._journal.values(known) if part[1] <= size]
+
+    def done(self, position: int, start: int, values: Sequence[Any]) -> None:
+        """Note results of consecutive items."""
+        one = self._open[position]
+        if one.token is not None and one.fingerprint is not None:
+            self._journal.note_done(
+                one.token,
+                one.occurrence,
+                one.fingerprint,
+                self._process,
+                one.items,
+                start,
+                values,
+            )
+
+    def source_done(self, position: int) -> None:
+        """Forget a source that has ended."""
+        self._open.pop(position, None)
+
+    def flush(self) -> None:
+        """Write what was noted; before it is reported."""
+        self._journal.flush()
+
+    def vanished(self) -> list[str]:
+        """Names of sources that earlier runs had, and this one has not."""
+        return self._journal.vanished()
+
+    def tell(self) -> None:
+        """Say in the log what will be done again next time, and why."""
+        if self._unknown:
+            self._logger.warning(
+                "%d sources cannot be recognised by a later run, which will work on them again: "
+                "give sources that are plain values, such as names",
+                self._unknown,
+            )
+        for texts, what in (
+            (self._journal.damaged, "damaged in the journal, and done again"),
+            (self._journal.unsaved, "not kept in the journal"),
+        ):
+            if texts:
+                self._logger.warning("%d parts were %s; the first: %s", len(texts), what, texts[0])
+
+    def _fingerprint_of(self, source: Any) -> str | None:
+        if self._fingerprint is None:
+            return UNCHANGED
+        try:
+            value = self._fingerprint(source)
+        except Exception as error:
+            # The expanding stage will say what is wrong with the source itself.
+            self._logger.warning(
+                "fingerprint(%s) raised %s: %s; the source is worked on again",
+                short_repr(source),
+                type(error).__name__,
+                error,
+            )
+            return None
+        return source_token(value)
+
+    def _known(self, one: _Source, items: str | None = None) -> Known | None:
+        return self._journal.known(
+            one.token,
+            one.occurrence,
+            one.fingerprint,
+            self._parse,
+            self._process,
+            items_token=items,
+        )
