@@ -6,6 +6,8 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -40,6 +42,12 @@ def die(diary: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill(pid: int) -> None:
+    """Kill a worker, unless it is the one that was killed before."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 @task
 def hundred(source: tuple[str, int]) -> list[Item]:
     diary, number = source
@@ -62,11 +70,18 @@ def poison_is_source_3(source: tuple[str, int]) -> list[int]:
     return [number]
 
 
-def run(body: Any, cluster: dict[str, Any] | None = None) -> tuple[UUID, Any]:
-    """Run `body` in a flow on worker processes of its own; give its id and what `body` gave."""
+@pytest.fixture(scope="module")
+def mortal(prefect_api: str) -> Iterator[LocalCluster]:
+    """Two worker processes of two threads, which are started again when they die."""
+    with LocalCluster(**CLUSTER) as cluster:
+        yield cluster
+
+
+def run(body: Any, cluster: LocalCluster) -> tuple[UUID, Any]:
+    """Run `body` in a flow on a cluster; give its id and what `body` gave."""
     seen: list[tuple[UUID, Any]] = []
 
-    @flow(name="deaths", task_runner=EvolveTaskRunner(cluster_kwargs=cluster or CLUSTER))
+    @flow(name="deaths", task_runner=EvolveTaskRunner(address=cluster.scheduler_address))
     def deaths() -> None:
         context = FlowRunContext.get()
         assert context is not None
@@ -77,10 +92,11 @@ def run(body: Any, cluster: dict[str, Any] | None = None) -> tuple[UUID, Any]:
     return seen[0]
 
 
-@pytest.mark.parametrize("batch", [100, "auto"])
-@pytest.mark.parametrize("strategy", PARALLEL)
+@pytest.mark.parametrize(
+    ("strategy", "batch"), [("as_completed", 100), ("async", "auto"), ("nested", 100)]
+)
 def test_a_poisonous_item_costs_itself_and_three_workers(
-    strategy: str, batch: Any, tmp_path: Path
+    strategy: str, batch: Any, tmp_path: Path, mortal: LocalCluster
 ) -> None:
     diary = str(tmp_path)
 
@@ -96,7 +112,7 @@ def test_a_poisonous_item_costs_itself_and_three_workers(
             on_failure="ignore",
         )
 
-    run_id, outcome = run(body)
+    run_id, outcome = run(body, mortal)
     assert outcome.results == [number for number in range(2_000) if number != 357]
     (failure,) = outcome.failures
     assert (failure.index, failure.crashed, failure.attempts) == ((3, 57), True, 3)
@@ -110,15 +126,17 @@ def test_a_poisonous_item_costs_itself_and_three_workers(
     assert any(name.endswith(" 57]") for name in crashed), crashed
 
 
-@pytest.mark.parametrize("strategy", PARALLEL)
-def test_a_poisonous_source_fails_alone(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+def test_a_poisonous_source_fails_alone(
+    strategy: str, tmp_path: Path, mortal: LocalCluster
+) -> None:
     diary = str(tmp_path)
 
     def body() -> Outcome:
         sources = [(diary, number) for number in range(10)]
         return evolve(sources, poison_is_source_3, abs, strategy=strategy, on_failure="ignore")
 
-    run_id, outcome = run(body)
+    run_id, outcome = run(body, mortal)
     assert outcome.results == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     (failure,) = outcome.failures
     assert (failure.stage, failure.index, failure.crashed) == ("poison_is_source_3", (3,), True)
@@ -143,7 +161,7 @@ def slowly(item: Item) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("strategy", PARALLEL)
 def test_killed_workers_lose_nothing_and_repeat_nothing_that_was_reported(
-    strategy: str, tmp_path: Path
+    strategy: str, tmp_path: Path, mortal: LocalCluster
 ) -> None:
     diary = str(tmp_path)
     given: list[tuple[int, int]] = []
@@ -158,9 +176,9 @@ def test_killed_workers_lose_nothing_and_repeat_nothing_that_was_reported(
             name = f"item-{item.index[0]}-{item.index[1]}"
             before[name] = traces_of(tmp_path, name)
             if len(given) in kills:
-                os.kill(item.value[2], signal.SIGKILL)
+                kill(item.value[2])
 
-    run(body)
+    run(body, mortal)
     assert sorted(given) == [(source, item) for source in range(12) for item in range(40)]
     assert len(set(given)) == len(given)
     after = traces(tmp_path)
@@ -178,9 +196,9 @@ def uneven(source: tuple[str, int]) -> list[Item]:
     return [(diary, number, item) for item in range(400 if number % 10 == 9 else 2)]
 
 
-@pytest.mark.parametrize("strategy", PARALLEL)
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
 def test_what_was_worked_on_in_passing_is_not_done_again_for_a_lost_list(
-    strategy: str, tmp_path: Path
+    strategy: str, tmp_path: Path, mortal: LocalCluster
 ) -> None:
     diary = str(tmp_path)
     before: dict[str, int] = {}
@@ -193,10 +211,10 @@ def test_what_was_worked_on_in_passing_is_not_done_again_for_a_lost_list(
             name = f"item-{item.index[0]}-{item.index[1]}"
             before[name] = traces_of(tmp_path, name)
             if len(given) in (200, 1_000, 1_800):
-                os.kill(item.value, signal.SIGKILL)
+                kill(item.value)
         return given
 
-    _, given = run(body)
+    _, given = run(body, mortal)
     assert len(given) == len(set(given)) == 54 * 2 + 6 * 400
     after = traces(tmp_path)
     assert not {name for name, count in before.items() if after[name] != count}
@@ -222,22 +240,21 @@ def test_a_single_worker_is_replaced(tmp_path: Path) -> None:
             on_failure="ignore",
         )
 
-    _, outcome = run(body, {**CLUSTER, "n_workers": 1, "threads_per_worker": 1})
+    with LocalCluster(**{**CLUSTER, "n_workers": 1, "threads_per_worker": 1}) as cluster:
+        _, outcome = run(body, cluster)
     assert outcome.counts.done == 99
     assert outcome.failures[0].crashed
 
 
-def test_tasks_of_others_keep_the_patience_of_dask(tmp_path: Path) -> None:
+def test_tasks_of_others_keep_the_patience_of_dask(tmp_path: Path, mortal: LocalCluster) -> None:
     """The first death is told to the run alone; what else is on the cluster is tried again."""
     diary = str(tmp_path)
-    with LocalCluster(**CLUSTER) as cluster:
 
-        @flow(task_runner=EvolveTaskRunner(cluster=cluster))
-        def both() -> tuple[Any, Any]:
-            other = dies_once.submit(diary)
-            return evolve([(diary, 3)], hundred, last_part).counts.done, other.result()
+    def body() -> tuple[Any, Any]:
+        other = dies_once.submit(diary)
+        return evolve([(diary, 3)], hundred, last_part).counts.done, other.result()
 
-        assert both() == (100, 2)
+    assert run(body, mortal)[1] == (100, 2)
 
 
 @task
