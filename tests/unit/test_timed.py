@@ -183,7 +183,9 @@ def test_threads_end_when_closed(threads: TimedThreads) -> None:
     assert not ran_in[1].is_alive()
 
 
-def test_the_function_may_secede_and_rejoin(threads: TimedThreads, pool: ThreadPoolExecutor) -> None:
+def test_the_function_may_secede_and_rejoin(
+    threads: TimedThreads, pool: ThreadPoolExecutor
+) -> None:
     def wait_for_another() -> int:
         secede()
         try:
