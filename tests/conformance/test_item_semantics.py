@@ -16,13 +16,17 @@ from uuid import UUID
 
 import anyio
 import pytest
+from distributed import get_client, get_worker
 from prefect import Task, flow, task
+from prefect.cache_policies import INPUTS
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.tasks import exponential_backoff
 
 from evolve_tasks import EvolveFailed, EvolveTaskRunner, Outcome, evolve
+from tests.integration.api import task_runs
 
 STRATEGIES = ["sequential", "as_completed", "async", "nested"]
 BATCHES: list[int | str] = [1, 7, "auto"]
@@ -191,6 +195,58 @@ async def process_async(item: Item) -> str:
     return name
 
 
+@task(timeout_seconds=LIMIT_S)
+def yield_some(source: str) -> Iterator[Item]:
+    """Give the items one by one; what hangs does so in between."""
+    for item in items_of(source):
+        yield item
+        if SOURCES[source.split()[-1]][0] == "hangs":
+            hang()
+
+
+def parse_plainly_sync(source: str) -> list[Item]:
+    """Give the items of a source, for `process`."""
+    return items_of(source)
+
+
+def name_of(item: Item) -> str:
+    return item[0]
+
+
+@task(cache_policy=INPUTS, persist_result=True)
+def parse_once(source: str) -> list[Item]:
+    """Note that it ran, and give three items."""
+    attempt_of(f"parse_once[{source}]")
+    return [(source, str(i)) for i in range(3)]
+
+
+@task(cache_policy=INPUTS, persist_result=True)
+def process_once(item: Item) -> str:
+    """Note that it ran."""
+    source, position = item
+    attempt_of(f"process_once[{source} {position}]")
+    return f"{source} {position}"
+
+
+def one_item(source: int) -> list[int]:
+    return [source]
+
+
+def two_items(source: int) -> list[int]:
+    return [source * 10, source * 10 + 1]
+
+
+@task(timeout_seconds=AT_ONCE_S)
+def evolves_itself(n: int) -> list[int]:
+    """Ask Dask and Prefect where it is, and wait for work of its own."""
+    get_run_logger().info("on %s", get_worker().address)
+    context = TaskRunContext.get()
+    assert context is not None
+    assert context.task_run.name == f"evolves_itself[{n} 0]"
+    assert get_client().scheduler is not None
+    return evolve([n], two_items, abs, strategy="as_completed").results
+
+
 # What each kind must come to: attempts, and the error of the last one.
 ENDS: dict[str, tuple[int, str | None]] = {
     "fine": (1, None),
@@ -289,7 +345,8 @@ def test_all_that_a_task_asks_for_holds_for_each_item(
         def body() -> None:
             sources = [f"{record} {source}" for source in SOURCES]
             ended.append(outcome_of(strategy, sources, parse, process, **options))
-            if batch == 7:  # for async tasks nothing of it is different with others
+            # For async tasks there is one way with task runs and one without.
+            if batch == 7 and record in ("items", "sources"):
                 one = [f"{record} one"]
                 ended.append(outcome_of(strategy, one, parse_plainly, process_async, **options))
 
@@ -305,3 +362,103 @@ def test_all_that_a_task_asks_for_holds_for_each_item(
         check_sync(outcome, record)
         for one in of_async:
             check_async(one, record)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_generator_that_hangs_between_items_is_left(strategy: str, thread_workers: str) -> None:
+    outcomes: list[Outcome] = []
+
+    def body() -> None:
+        sources = ["run one", "run three"]
+        options = {"record": "sources", "batch": 7}
+        outcomes.append(outcome_of(strategy, sources, yield_some, name_of, **options))
+
+    run_in_flow(EvolveTaskRunner(address=thread_workers), body)
+    (outcome,) = outcomes
+    assert outcome.results == [name for name, _ in items_of("run one")]
+    (failure,) = outcome.failures
+    assert (failure.index, failure.error_type) == ((1,), "TaskRunTimeoutError")
+    assert "in yield_some" in failure.traceback
+
+
+@pytest.mark.parametrize("record", ["items", "batches"])
+def test_the_api_shows_whose_time_was_over(record: str, thread_workers: str) -> None:
+    def body() -> None:
+        outcome_of("as_completed", ["run one"], parse_plainly_sync, process, record=record, batch=7)
+
+    flow_run = run_in_flow(EvolveTaskRunner(address=thread_workers), body)
+    state_of = {run.name: run.state for run in task_runs(flow_run)}
+    state = state_of["process[run one 2]"]
+    assert state is not None
+    assert state.name == "TimedOut"
+    assert state.message == f"Task run exceeded timeout of {LIMIT_S} second(s)"
+    for name, kind in items_of("run one"):
+        if ENDS[kind][1] is not None or record == "items":
+            state = state_of[name]
+            assert state is not None
+            assert state.is_failed() == (ENDS[kind][1] is not None)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("record", ["items", "sources"])
+def test_equal_items_are_taken_from_the_cache(
+    strategy: str, record: str, thread_workers: str
+) -> None:
+    outcomes: list[Outcome] = []
+    run = f"{strategy} {record}"
+
+    def body() -> None:
+        for _ in range(2):
+            options = {"record": record, "batch": 2}
+            outcomes.append(outcome_of(strategy, [run], parse_once, process_once, **options))
+
+    run_in_flow(EvolveTaskRunner(address=thread_workers), body)
+    assert [outcome.results for outcome in outcomes] == [[f"{run} {i}" for i in range(3)]] * 2
+    names = [f"parse_once[{run}]", *(f"process_once[{run} {i}]" for i in range(3))]
+    assert {name: len(began) for name, began in seen.attempts.items()} == dict.fromkeys(names, 1)
+
+
+def test_what_is_submitted_has_its_time_too(thread_workers: str) -> None:
+    states: list[State[Any]] = []
+
+    def body() -> None:
+        began = time.monotonic()
+        futures = process.map([("hanging", "hangs"), ("good", "fine"), ("bad", "flaky")])
+        futures.wait()
+        states.extend(future.state for future in futures)
+        assert time.monotonic() - began < AT_ONCE_S
+
+    run_in_flow(EvolveTaskRunner(address=thread_workers), body)
+    assert [state.name for state in states] == ["TimedOut", "Completed", "Completed"]
+    assert {name: len(began) for name, began in seen.attempts.items()} == {
+        "hanging": 2,
+        "good": 1,
+        "bad": 3,
+    }
+
+
+def test_a_task_with_a_limit_may_use_its_worker(thread_workers: str) -> None:
+    outcomes: list[Outcome] = []
+
+    def body() -> None:
+        # More of them than the worker has threads: each has to give its place away.
+        outcomes.append(
+            outcome_of("as_completed", list(range(6)), one_item, evolves_itself, batch=1)
+        )
+
+    run_in_flow(EvolveTaskRunner(address=thread_workers), body)
+    (outcome,) = outcomes
+    assert not outcome.failures, outcome.failures[0].traceback
+    assert outcome.results == [[n * 10, n * 10 + 1] for n in range(6)]
+
+
+def test_the_main_thread_waits_no_longer(thread_workers: str) -> None:
+    # The flows above ran in threads, so that they could run together.
+    ended: list[Outcome] = []
+
+    def body() -> None:
+        assert threading.current_thread() is threading.main_thread()
+        ended.append(outcome_of("sequential", [f"main {one}" for one in SOURCES], parse, process))
+
+    run_in_flow(EvolveTaskRunner(address=thread_workers), body)
+    check_sync(ended[0], "main")
