@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -22,8 +23,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.client.schemas.sorting import TaskRunSort
+from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 PAGE = 200  # ids in one question: Prefect's own limit for a page of task runs
 FIRST_PAUSE_S = 0.05
@@ -59,11 +60,7 @@ def wait_until_recorded(
     """
     if not run_ids:
         return 0  # asking for a client may start a server
-    # The client would ask again itself, for a minute or more, and nobody would know of it.
-    with (
-        get_client(sync_client=True) as client,
-        temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0}),
-    ):
+    with get_client(sync_client=True) as client, _asking_once():
         missing, unheard = _Waiting(client, run_ids, logger, no_progress_s, away_s).wait()
     if not missing:
         return 0
@@ -82,6 +79,19 @@ def wait_until_recorded(
         reason,
     )
     return len(missing)
+
+
+@contextmanager
+def _asking_once() -> Iterator[None]:
+    """Keep the client from asking again itself, for a minute or more, and nobody knows of it.
+
+    Prefect's `temporary_settings` validates all settings anew, which takes 50 ms.
+    """
+    here = get_settings_context()
+    client = here.settings.client.model_copy(update={"max_retries": 0})
+    settings = here.settings.model_copy(update={"client": client})
+    with SettingsContext(profile=here.profile, settings=settings):
+        yield
 
 
 class _Waiting:
