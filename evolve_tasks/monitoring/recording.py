@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -22,23 +23,33 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.client.schemas.sorting import TaskRunSort
+from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
 
 PAGE = 200  # ids in one question: Prefect's own limit for a page of task runs
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
-NO_PROGRESS_S = 30.0  # without a single further task run recorded; then it is not coming
+# Without a single further task run recorded; then it is not coming. A worker whose connection
+# broke may send again what was not confirmed only half a minute later.
+NO_PROGRESS_S = 45.0
+# Without an answer at all; a server that is started again takes half a minute.
+AWAY_S = 60.0
 
 
 def wait_until_recorded(
-    run_ids: Sequence[UUID], logger: logging.Logger | Any, no_progress_s: float = NO_PROGRESS_S
+    run_ids: Sequence[UUID],
+    logger: logging.Logger | Any,
+    no_progress_s: float = NO_PROGRESS_S,
+    away_s: float = AWAY_S,
 ) -> int:
     """Wait until the API knows the end of each of these task runs.
 
     Args:
         run_ids: ids of N >= 0 task runs that have ended.
-        logger: gets a warning if some stay unknown.
-        no_progress_s: seconds after which it gives up if not one more was recorded.
+        logger: gets a warning if some stay unknown, and one when the API does not answer.
+        no_progress_s: seconds after which it gives up if not one more was recorded, while the
+            API answers.
+        away_s: seconds without an answer, in all, after which it gives up; also errors are none.
 
     Returns:
         How many stayed unknown.
@@ -47,46 +58,112 @@ def wait_until_recorded(
         >>> wait_until_recorded([], logging.getLogger())
         0
     """
-    missing = list(run_ids)
-    if not missing:
+    if not run_ids:
         return 0  # asking for a client may start a server
-    pause_s = FIRST_PAUSE_S
-    progress_at = time.monotonic()
-    with get_client(sync_client=True) as client:
-        while missing:
-            page, rest = missing[:PAGE], missing[PAGE:]
+    with get_client(sync_client=True) as client, _asking_once():
+        missing, unheard = _Waiting(client, run_ids, logger, no_progress_s, away_s).wait()
+    if not missing:
+        return 0
+    reason = (
+        f"it did not answer for {away_s:.0f} s (at last {type(unheard).__name__}: {unheard})"
+        if unheard is not None
+        else f"there was no progress for {no_progress_s:.0f} s"
+    )
+    logger.warning(
+        "The end of %d of %d task runs is not recorded by the Prefect API: %s. They have ended, "
+        "and nothing of their results is lost; lost may be their records, so that the UI shows "
+        "them as running or not at all. See that the server is up and not overloaded; "
+        "record='sources' asks less of it.",
+        len(missing),
+        len(run_ids),
+        reason,
+    )
+    return len(missing)
+
+
+@contextmanager
+def _asking_once() -> Iterator[None]:
+    """Keep the client from asking again itself, for a minute or more, and nobody knows of it.
+
+    Prefect's `temporary_settings` validates all settings anew, which takes 50 ms.
+    """
+    here = get_settings_context()
+    client = here.settings.client.model_copy(update={"max_retries": 0})
+    settings = here.settings.model_copy(update={"client": client})
+    with SettingsContext(profile=here.profile, settings=settings):
+        yield
+
+
+class _Waiting:
+    """Asks until nothing is missing, or until that does not help any more."""
+
+    def __init__(
+        self,
+        client: Any,
+        run_ids: Sequence[UUID],
+        logger: logging.Logger | Any,
+        no_progress_s: float,
+        away_s: float,
+    ) -> None:
+        self._client = client
+        self._missing = list(run_ids)
+        self._logger = logger
+        self._no_progress_s = no_progress_s
+        self._away_s = away_s  # what is left of it
+        self._unheard: Exception | None = None  # why the last question had no answer
+        self._pause_s = FIRST_PAUSE_S
+        self._progress_at = time.monotonic()
+
+    def wait(self) -> tuple[list[UUID], Exception | None]:
+        """Give what is missing in the end, and why there was no answer, if that was it."""
+        while self._missing:
+            asked_at = time.monotonic()
+            page, rest = self._missing[:PAGE], self._missing[PAGE:]
             try:
-                unknown = _unrecorded(client, page)
+                unknown = _unrecorded(self._client, page)
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 # What ran is not undone by an API that is away; the run's outcome stands.
-                logger.warning(
-                    "The Prefect API does not answer (%s: %s), so nobody knows whether %d of %d "
-                    "task runs were recorded: they ran, but the UI may not show them.",
-                    type(error).__name__,
-                    error,
-                    len(missing),
-                    len(run_ids),
-                )
-                return len(missing)
+                self._note_away(error)
+                self._pause()
+                self._away_s -= time.monotonic() - asked_at
+                if self._away_s <= 0:
+                    break
+                continue
+            if self._unheard is not None:
+                # Now the workers find it again, too, and send what they could not.
+                self._logger.info("The Prefect API answers again")
+                self._unheard = None
+                self._note_progress()
             if len(unknown) < len(page):
-                progress_at, pause_s = time.monotonic(), FIRST_PAUSE_S
-            elif time.monotonic() - progress_at > no_progress_s:
-                logger.warning(
-                    "%d of %d task runs are not recorded by the Prefect API after %.0f s without "
-                    "progress: they ran, but the UI may not show them. See that the server is up "
-                    "and not overloaded; record='sources' asks less of it.",
-                    len(missing),
-                    len(run_ids),
-                    no_progress_s,
-                )
-                return len(missing)
+                self._note_progress()
+            elif time.monotonic() - self._progress_at > self._no_progress_s:
+                break
             # Those that are not there yet go to the end: the order in which they come is not
             # that in which they ran.
-            missing = rest + unknown
+            self._missing = rest + unknown
             if len(unknown) == len(page):
-                time.sleep(pause_s)
-                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
-    return 0
+                self._pause()
+        return self._missing, self._unheard
+
+    def _note_progress(self) -> None:
+        self._progress_at, self._pause_s = time.monotonic(), FIRST_PAUSE_S
+
+    def _note_away(self, error: Exception) -> None:
+        if self._unheard is None:
+            self._pause_s = FIRST_PAUSE_S
+            self._logger.warning(
+                "The Prefect API does not answer (%s: %s); asking on for %.0f s whether it has "
+                "recorded the end of %d task runs",
+                type(error).__name__,
+                error,
+                self._away_s,
+                len(self._missing),
+            )
+        self._unheard = error
+
+    def _pause(self) -> None:
+        time.sleep(self._pause_s)
+        self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
 
 
 def _unrecorded(client: Any, run_ids: list[UUID]) -> list[UUID]:

@@ -33,6 +33,7 @@ def run_sequential(run: EvolvingRun, spec: RunSpec) -> Generator[Portion, None, 
         runtime = Runtime(
             spec, template, lambda: run.core.stopped is not None or run.interrupted, "flow", SIGNALS
         )
+        stack.callback(runtime.close)
         yield from drive(run, _InTurn(run, runtime))
 
 

@@ -20,6 +20,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.results import default_cache
 
+from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
 
 FLUSH_S = 10.0  # how long a worker may take to send its last events and logs
@@ -43,6 +44,7 @@ class ContextPlugin(WorkerPlugin):
         self._lock = threading.Lock()
         self._template: Context | None = None
         self._stack = ExitStack()
+        self.threads = TimedThreads()
 
     def template(self) -> Context:
         """The context variables of the flow run: made by the first of its tasks here."""
@@ -61,6 +63,7 @@ class ContextPlugin(WorkerPlugin):
 
     async def teardown(self, worker: Worker) -> None:
         """Send what Prefect still holds back on this worker, then let go of the context."""
+        self.threads.close()
         if self._template is None:
             return
         template, self._template = self._template, None
@@ -88,13 +91,37 @@ def context_here(name: str | None) -> Context:
     """
     if name is None:
         return copy_context()
+    return _registered(name).template().copy()
+
+
+def _registered(name: str) -> ContextPlugin:
     plugin = get_worker().plugins.get(name)
     if not isinstance(plugin, ContextPlugin):
         raise RuntimeError(
             f"the run context {name} is not registered on worker {get_worker().address}: the "
             "flow run that began this task has ended"
         )
-    return plugin.template().copy()
+    return plugin
+
+
+@contextmanager
+def threads_here(name: str | None) -> Iterator[TimedThreads]:
+    """Give the threads for tasks with a time limit of a run context, inside a task on a worker.
+
+    Args:
+        name: its name, as `context_here` takes it.
+
+    Raises:
+        RuntimeError: this worker has not been told of it, or not any more.
+    """
+    if name is not None:
+        yield _registered(name).threads
+        return
+    threads = TimedThreads()
+    try:
+        yield threads
+    finally:
+        threads.close()
 
 
 @contextmanager

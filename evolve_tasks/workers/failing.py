@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from evolve_tasks.naming import short_repr
@@ -27,6 +28,22 @@ def failure_from(
     )
 
 
+def own_frames(frames: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Pick those of N >= 0 frames that are the user's, not ours or Prefect's.
+
+    Args:
+        frames: outermost first, as `traceback.extract_tb` and `extract_stack` give them.
+    """
+    entered = [at for at, frame in enumerate(frames) if _is_ours(frame)]
+    # A thread begins with frames of the standard library, which come before any of ours.
+    first = entered[0] if entered else 0
+    return [frame for frame in frames[first:] if not _is_ours(frame)]
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return "/prefect/" in frame.filename or "/evolve_tasks/" in frame.filename
+
+
 def _message(error: BaseException) -> str:
     try:
         return str(error)
@@ -37,12 +54,7 @@ def _message(error: BaseException) -> str:
 def _trace(error: BaseException) -> list[str]:
     """The traceback from the user's code on: how we and Prefect got there says nothing."""
     try:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [
-            frame
-            for frame in frames
-            if "/prefect/" not in frame.filename and "/evolve_tasks/" not in frame.filename
-        ]
+        own = own_frames(traceback.extract_tb(error.__traceback__))
         head = ["Traceback (most recent call last):\n"] if own else []
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         before = [*traceback.format_exception(cause), "\nfrom which followed:\n\n"] if cause else []

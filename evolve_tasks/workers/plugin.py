@@ -71,6 +71,7 @@ class RunPlugin(WorkerPlugin):
         """Send what Prefect still holds back on this worker."""
         if self._runtime is None:
             return
+        self._runtime.close()
         self._runtime = None
         await flush()
         # The connection may be gone with the flow; there is nobody left to tell.

@@ -52,6 +52,7 @@ from evolve_tasks.workers.task_runs import (
     run_task,
     unwrapped,
 )
+from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
     NOTHING,
     Packed,
@@ -114,7 +115,10 @@ class Runtime:
         self._template = template
         self._place = place
         # Whether a task can be called alone depends on the flow run's context.
-        self._bound = template.copy().run(lambda: [_Bound(stage, signals) for stage in spec.stages])
+        self._threads = TimedThreads()
+        self._bound = template.copy().run(
+            lambda: [_Bound(stage, signals, self._threads) for stage in spec.stages]
+        )
 
     def expand(self, call: ExpandCall) -> Expansion:
         """Run an expanding stage on one source."""
@@ -129,6 +133,10 @@ class Runtime:
         task = self._bound[stage].task
         assert task is not None, "a stage that is no task has no task runs"
         return OpenRun(task, name, self._template.copy())
+
+    def close(self) -> None:
+        """End the threads that it keeps for tasks with a time limit."""
+        self._threads.close()
 
     def _in_context(self, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
         return self._template.copy().run(partial(_tracked_alone, function, *arguments, **keywords))
@@ -372,12 +380,16 @@ class _Bound:
     Args:
         stage: the stage.
         signals: exceptions that are not caught.
+        threads: where a task with a time limit runs.
     """
 
-    def __init__(self, stage: Stage, signals: tuple[type[BaseException], ...]) -> None:
+    def __init__(
+        self, stage: Stage, signals: tuple[type[BaseException], ...], threads: TimedThreads
+    ) -> None:
         self.stage = stage
         self.task = stage.task
         self._signals = signals
+        self._threads = threads
         self.function = _collecting(stage.function if stage.task is None else stage.task.fn)
         self.quick = False  # calling the function alone leaves nothing out
         if stage.task is not None:
@@ -421,7 +433,7 @@ class _Bound:
     def run(self, item: Any, task_run: TaskRun, *, recorded: bool) -> _Ran:
         """Run the task through Prefect's engine."""
         assert self.task is not None
-        run = partial(run_task, check=self.check_alone, recorded=recorded)
+        run = partial(run_task, check=self.check_alone, recorded=recorded, threads=self._threads)
         try:
             # The engines leave context variables behind in async runs; a copy takes them along.
             value = copy_context().run(run, self.task, item, task_run)

@@ -16,9 +16,10 @@ from prefect.task_engine import _create_task_run_locally, run_task_async, run_ta
 from prefect.utilities.annotations import BaseAnnotation, allow_failure, opaque, quote, unmapped
 from prefect.utilities.collections import visit_collection
 
-from evolve_tasks.workers.context import context_here, surrounded, tracking_alone
+from evolve_tasks.workers.context import context_here, surrounded, threads_here, tracking_alone
 from evolve_tasks.workers.seceding import seceded
-from evolve_tasks.workers.task_runs import run_coroutine
+from evolve_tasks.workers.task_runs import run_coroutine, run_in_time
+from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
 
 
@@ -124,16 +125,17 @@ def run_submission(context: str | None, packed: Packed, upstream: list[Any]) -> 
     Returns:
         The final state of its task run.
     """
-    return context_here(context).run(_run, packed, upstream)
+    with threads_here(context) as threads:
+        return context_here(context).run(_run, packed, upstream, threads)
 
 
-def _run(packed: Packed, upstream: list[Any]) -> State[Any]:
+def _run(packed: Packed, upstream: list[Any], threads: TimedThreads) -> State[Any]:
     submission: Submission = packed.value()
     mine: list[Future[Any]] = []
     children.set(mine)
     try:
         with surrounded(submission.surroundings), tracking_alone():
-            state = _run_task(submission, upstream)
+            state = _run_task(submission, upstream, threads)
         # What was submitted here and not waited for ends before its parent does; otherwise it
         # would be dropped together with its futures.
         pending = [child for child in mine if not child.done()]
@@ -148,7 +150,7 @@ def _run(packed: Packed, upstream: list[Any]) -> State[Any]:
         mine.clear()
 
 
-def _run_task(submission: Submission, upstream: list[Any]) -> State[Any]:
+def _run_task(submission: Submission, upstream: list[Any], threads: TimedThreads) -> State[Any]:
     task = submission.task
     parameters = _filled(submission.parameters, upstream)
     wait_for = _filled(submission.wait_for, upstream)
@@ -171,6 +173,8 @@ def _run_task(submission: Submission, upstream: list[Any]) -> State[Any]:
                 return_type="state",
             )
         )
+    elif task.timeout_seconds is not None:
+        state = run_in_time(task, task_run, parameters, wait_for, threads)
     else:
         state = run_task_sync(
             task, task_run=task_run, parameters=parameters, wait_for=wait_for, return_type="state"

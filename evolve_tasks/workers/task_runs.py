@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import partial
@@ -24,7 +25,9 @@ from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, run_task_
 from prefect.tasks import MaterializingTask
 from prefect.transactions import AsyncTransaction, Transaction
 from prefect.utilities.annotations import quote
-from prefect.utilities.callables import get_call_parameters
+from prefect.utilities.callables import call_with_parameters, get_call_parameters
+
+from evolve_tasks.workers.timed import TimedThreads
 
 R = TypeVar("R")
 
@@ -105,9 +108,18 @@ Check = Callable[[Any], Any]
 
 
 def run_task(
-    task: Task[..., Any], item: Any, task_run: TaskRun, *, check: Check, recorded: bool
+    task: Task[..., Any],
+    item: Any,
+    task_run: TaskRun,
+    *,
+    check: Check,
+    recorded: bool,
+    threads: TimedThreads,
 ) -> Any:
     """Run a task on an item, with everything that the task asks for.
+
+    A delay between two attempts is slept through where the item runs: the rest of its batch
+    waits, and so does the thread of the worker.
 
     Args:
         task: the task.
@@ -118,6 +130,7 @@ def run_task(
             the engine, so that a task run whose value is refused is Failed in the UI too;
             wrapping the task's function instead would change its cache key.
         recorded: whether the API is told.
+        threads: where an attempt runs that has a time limit, if the task is sync.
 
     Returns:
         What the task returned, checked.
@@ -135,11 +148,40 @@ def run_task(
         kind_sync = _SyncEngine if recorded else _QuietSyncEngine
         engine_sync = kind_sync(task=task, parameters=parameters, task_run=task_run)
         engine_sync.check = check
-        value = _run_sync(engine_sync)
+        engine_sync.threads = threads
+        _run_sync(engine_sync)
+        value = engine_sync.result()
     return check(unwrapped(value)) if isinstance(value, State) else value
 
 
-def _run_sync(engine: SyncTaskRunEngine[Any, Any]) -> Any:
+def run_in_time(
+    task: Task[..., Any],
+    task_run: TaskRun,
+    parameters: dict[str, Any],
+    wait_for: Any,
+    threads: TimedThreads,
+) -> State[Any]:
+    """Run a sync task that was submitted and has a time limit, which holds for blocking code too.
+
+    Args:
+        task: the task.
+        task_run: its task run.
+        parameters: what it is called with.
+        wait_for: what it waits for before.
+        threads: where its attempts run.
+
+    Returns:
+        The final state.
+    """
+    engine = _SyncEngine(task=task, parameters=parameters, task_run=task_run, wait_for=wait_for)
+    # Whoever consumed a generator later would do so without a limit. Prefect makes it a list.
+    engine.check = lambda value: list(value) if isinstance(value, Generator) else value
+    engine.threads = threads
+    _run_sync(engine)
+    return engine.state
+
+
+def _run_sync(engine: SyncTaskRunEngine[Any, Any]) -> None:
     """Do what Prefect's `run_task_sync` does, with an engine of ours."""
     with engine.start():
         while engine.is_running():
@@ -150,7 +192,6 @@ def _run_sync(engine: SyncTaskRunEngine[Any, Any]) -> Any:
                 engine.transaction_context() as transaction,
             ):
                 engine.call_task_fn(transaction)
-    return engine.result()
 
 
 async def _run_async(engine: AsyncTaskRunEngine[Any, Any]) -> Any:
@@ -305,12 +346,50 @@ def _checked(check: Check, result: Any) -> Any:
 
 
 class _SyncEngine(SyncTaskRunEngine[Any, Any]):
-    """Prefect's engine, which also checks what the task returns."""
+    """Prefect's engine, which also checks what the task returns and ends it in time.
+
+    Prefect's own way to end a sync task (see `timed`) does not interrupt a blocking call, and
+    from time to time it interrupts the engine. So a task with a time limit runs in another
+    thread everywhere, on the main thread as well: the same task fails in the same way with
+    every strategy.
+    """
 
     check: Check
+    threads: TimedThreads
 
-    def handle_success(self, result: Any, transaction: Transaction) -> Any:
-        return super().handle_success(_checked(self.check, result), transaction)
+    @contextmanager
+    def run_context(self) -> Generator[Any, None, None]:
+        """What Prefect does around an attempt, without its own time limit.
+
+        With it goes its warning, for each attempt, that a worker thread is not interrupted.
+        """
+        if self.task.timeout_seconds is None:
+            with super().run_context() as engine:
+                yield engine
+            return
+        with self.setup_run_context():
+            try:
+                yield self
+            except TimeoutError as error:
+                self.handle_timeout(error)
+            except Exception as error:
+                self.handle_exception(error)
+
+    def call_task_fn(self, transaction: Transaction) -> Any:
+        """What Prefect does for an attempt; a generator is consumed within the limit, too."""
+        if transaction.is_committed():
+            result = _checked(self.check, transaction.read())
+        elif self.task.timeout_seconds is None:
+            result = self._call()
+        else:
+            result = self.threads.call(
+                self._call, self.task.timeout_seconds, name=self.task.name, logger=self.logger
+            )
+        self.handle_success(result, transaction=transaction)
+        return result
+
+    def _call(self) -> Any:
+        return _checked(self.check, call_with_parameters(self.task.fn, self.parameters or {}))
 
 
 class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
@@ -360,12 +439,21 @@ def record_failure(
         tags=task.tags,
         version=task.version,
         retries=0,
+        # Prefect says it in the state of a task run whose time was over.
+        timeout_seconds=task.timeout_seconds,
         persist_result=False,
     )
     stand_in.task_key = task.task_key
     task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
+    threads = TimedThreads()
+    engine = _SyncEngine(task=stand_in, parameters={}, task_run=task_run)
+    engine.check = lambda value: value
+    engine.threads = threads
     try:
-        run_task_sync(stand_in, task_run=task_run, parameters={})
-    except Exception as raised:
+        _run_sync(engine)
+    except BaseException as raised:
+        # As SystemExit does, which Prefect takes for a crash and raises again.
         if raised is not error:
             raise
+    finally:
+        threads.close()

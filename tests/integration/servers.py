@@ -31,28 +31,54 @@ def prefect_environment(home: Path, url: str | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
+def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
     """Start a server with its database in `home`, and give the URL of its API."""
-    home.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)],
-            env=prefect_environment(home),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    server = Server(home, port)
+    server.start()
     try:
-        _wait_until_healthy(url, server, home / "server.log")
-        yield url
+        yield server.url
     finally:
-        server.terminate()
+        server.stop()
+
+
+class Server:
+    """A server that can be stopped and started again, with the same address and database."""
+
+    def __init__(self, home: Path, port: int | None = None) -> None:
+        self._home = home
+        self._port = port or _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self.log = home / "server.log"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        command = ["-m", "prefect", "server", "start", "--no-ui", "--port", str(self._port)]
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command],
+                env=prefect_environment(self._home),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         try:
-            server.wait(END_S)
+            _wait_until_healthy(self.url, self._process, self.log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop it as an operator would; kill it if that takes too long."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(END_S)
         except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(END_S)
+            self._process.kill()
+            self._process.wait(END_S)
+        self._process = None
 
 
 def _free_port() -> int:

@@ -1,0 +1,131 @@
+"""The API goes away for a while in the middle of a run: the work does not notice.
+
+The server is stopped and started again with the same address and database, as when somebody
+updates it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from distributed import LocalCluster
+from prefect import flow, task
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from evolve_tasks import EvolveTaskRunner, Outcome, evolve
+from tests.integration.api import task_runs
+from tests.integration.servers import Server
+
+ITEMS = 96
+SOURCES = 4
+ITEM_S = 0.4  # on two threads about 20 s in all
+AWAY_S = 10.0
+BEGIN_S = 120.0  # until a quarter of the items has begun, on a busy machine
+
+pytestmark = pytest.mark.cluster
+
+
+@task
+def parse(source: int) -> list[int]:
+    """Give a share of the items."""
+    share = ITEMS // SOURCES
+    return list(range(source * share, (source + 1) * share))
+
+
+@task
+def process(diary: str, item: int) -> int:
+    """Note on disk that it ran, and take its time."""
+    with Path(diary, f"{item}").open("a") as file:
+        file.write("x")
+    time.sleep(ITEM_S)
+    return item * 2
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server of its own: others would miss the session's."""
+    made = Server(tmp_path / "home")
+    made.start()
+    yield made
+    made.stop()
+
+
+def away_in_the_middle(server: Server, diary: Path, told: list[float]) -> None:
+    """Stop the server when a quarter of the items has begun, start it again after a while."""
+    deadline = time.monotonic() + BEGIN_S
+    while len(list(diary.iterdir())) < ITEMS // 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    server.stop()
+    told.append(time.monotonic())
+    begun = len(list(diary.iterdir()))
+    time.sleep(AWAY_S)
+    assert len(list(diary.iterdir())) > begun  # the work went on meanwhile
+    server.start()
+    told.append(time.monotonic())
+
+
+@pytest.mark.timeout(300)
+def test_a_restarted_server_costs_nothing(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    diary = tmp_path / "diary"
+    diary.mkdir()
+    ids: list[UUID] = []
+    ended: list[Outcome] = []
+    told: list[float] = []
+    stopping = threading.Thread(target=away_in_the_middle, args=(server, diary, told))
+
+    def process_item(item: int) -> int:
+        return process.fn(str(diary), item)
+
+    stage = task(process_item, name="process")
+
+    with (
+        temporary_settings({PREFECT_API_URL: server.url}),
+        LocalCluster(
+            processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        caplog.at_level(logging.INFO),
+    ):
+
+        @flow(name="api away", task_runner=EvolveTaskRunner(address=cluster.scheduler_address))
+        def around() -> None:
+            context = FlowRunContext.get()
+            assert context is not None
+            assert context.flow_run is not None
+            ids.append(context.flow_run.id)
+            ended.append(evolve(range(SOURCES), parse, stage, record="items", batch=1))
+
+        stopping.start()
+        began = time.monotonic()
+        state: Any = around(return_state=True)
+        took_s = time.monotonic() - began
+        stopping.join()
+        assert state.is_completed(), state
+        (outcome,) = ended
+        assert outcome.results == [2 * item for item in range(ITEMS)]
+        assert not outcome.failures
+        assert len(told) == 2
+        ran = [path.read_text() for path in diary.iterdir()]
+        assert ran == ["x"] * ITEMS
+        missing = said_to_be_missing([record.getMessage() for record in caplog.records])
+        runs = task_runs(ids[0])
+        final = [run for run in runs if run.state is not None and run.state.is_final()]
+        # All of them, unless the log counts those that are not.
+        assert len(final) + missing >= ITEMS + SOURCES, (told, took_s)
+        assert all(run.state is not None and run.state.is_completed() for run in final)
+
+
+def said_to_be_missing(lines: list[str]) -> int:
+    found = [re.match(r"The end of (\d+) of \d+ task runs is not recorded", line) for line in lines]
+    return sum(int(match.group(1)) for match in found if match)
