@@ -2,12 +2,14 @@
 
 from evolve_tasks.errors import (
     ClusterLost,
+    ClusterUnfit,
     EvolveError,
     InvalidInput,
     ItemsChanged,
     JournalBusy,
     JournalLost,
     NotInFlow,
+    RunCancelled,
 )
 from evolve_tasks.evolve import aevolve, aevolve_iter, evolve, evolve_iter
 from evolve_tasks.journal import (
@@ -30,6 +32,7 @@ from evolve_tasks.runner import EvolveTaskRunner
 
 __all__ = [
     "ClusterLost",
+    "ClusterUnfit",
     "Counts",
     "EvolveError",
     "EvolveFailed",
@@ -45,6 +48,7 @@ __all__ = [
     "Limits",
     "NotInFlow",
     "Outcome",
+    "RunCancelled",
     "StageCounts",
     "Tolerate",
     "aevolve",

@@ -35,6 +35,17 @@ class ItemsChanged(EvolveError, RuntimeError):
     """
 
 
+class ClusterUnfit(EvolveError, RuntimeError):
+    """The Dask cluster cannot run this flow's work; nothing has been started.
+
+    The message says what is missing, and where.
+    """
+
+
+class RunCancelled(EvolveError):
+    """The flow run was cancelled while it was evolving; what was finished is in the journal."""
+
+
 class IllegalEvent(EvolveError, AssertionError):
     """The pure core was told something that cannot have happened: a fault of this library."""
 

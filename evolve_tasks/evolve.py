@@ -42,9 +42,10 @@ from prefect_dask.task_runners import DaskTaskRunner
 from evolve_tasks.context import RunContexts
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.evolution import Window
-from evolve_tasks.errors import InvalidInput, NotInFlow
+from evolve_tasks.errors import InvalidInput, NotInFlow, RunCancelled
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.journal import Journal
+from evolve_tasks.monitoring.cancelling import heeding_cancellation
 from evolve_tasks.monitoring.crashes import end_what_died, now, record_given_up
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.monitoring.terminal import showing, terminal
@@ -164,6 +165,8 @@ def evolve(
         EvolveFailed: sources or items failed and the policy does not accept it; all that was
             finished is in its `outcome`.
         ClusterLost: the connection to the Dask scheduler broke.
+        ClusterUnfit: the cluster cannot run it, as without this package.
+        RunCancelled: the flow run was cancelled, in the UI or by the API.
         JournalBusy: another run has the journal; wait for it, or give another name.
         JournalLost: another run has taken the journal over while this one was thought dead.
 
@@ -488,6 +491,7 @@ class _Call:
             submitter = Submitter(self.client, context, spec)
             submitter.open()
             stack.callback(submitter.close)
+        stack.enter_context(heeding_cancellation(_flow_run_id(), run.cancel, logger))
         show = stack.enter_context(showing(run, console, self.client))
         if self.client is not None and on_worker():
             stack.enter_context(seceded())
@@ -607,6 +611,11 @@ class _Opened:
     def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
         """Make the outcome, and raise if it is not accepted."""
         run = self.run
+        if run.cancelled:
+            raise RunCancelled(
+                f"the flow run was cancelled after {run.counts()}; what was finished is "
+                + ("in the journal" if run.resuming else "lost, as there is no journal=")
+            )
         outcome = Outcome(
             results=[value for _, values in by_source for value in values],
             by_source=by_source,

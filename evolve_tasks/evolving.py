@@ -95,6 +95,7 @@ class EvolvingRun:
         self.ledger = RecordLedger(options.record, options.record_budget, known)
         self.source_error: BaseException | None = None
         self.interrupted = False
+        self.cancelled = False
         self.wake: Callable[[], None] = lambda: None
         self.on_source: Callable[[int, Any], None] | None = None
         self.deaths = False  # of workers that had something of this run
@@ -142,6 +143,11 @@ class EvolvingRun:
             position not in self._known and resuming.knows(position)
             for position in range(action.start, action.stop)
         )
+
+    def cancel(self) -> None:
+        """Leave the run because its flow run was cancelled; may be called from any thread."""
+        self.cancelled = True
+        self.interrupt()
 
     def expand_call(self, action: Expand) -> ExpandCall | Lost | Measure:
         """What to send for an `Expand`.

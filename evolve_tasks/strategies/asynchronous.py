@@ -15,7 +15,7 @@ from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, So
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
 from evolve_tasks.feeding import Arrival, SourceFeed
-from evolve_tasks.strategies.submitting import Ended, Submitter, abandon
+from evolve_tasks.strategies.submitting import IDLE_S, Ended, Submitter, abandon
 from evolve_tasks.workers.calls import ExpandCall, Measure
 
 
@@ -26,7 +26,7 @@ async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Po
     try:
         async for portion in sources.portions():
             yield portion
-        over = True
+        over = run.core.finished
     finally:
         sources.cancel()
         if not over:
@@ -60,9 +60,11 @@ class _Sources:
                 self._carry_out(run.tell(PULLED, Arrival([], ended=True)))
             if run.core.finished:
                 return
-            answered = await self._answers.get()
+            answered = await self._next()
             if isinstance(answered, BaseException):
                 raise answered
+            if answered is None and run.cancelled:
+                return
             if answered is None:
                 raise asyncio.CancelledError("the run was interrupted")
             unit, answer = answered[0], readable(answered[1])
@@ -71,6 +73,13 @@ class _Sources:
             for portion in portions:
                 yield portion
             self._carry_out(run.tell(unit, answer))
+
+    async def _next(self) -> tuple[int, Answer] | BaseException | None:
+        while True:
+            with anyio.move_on_after(IDLE_S):
+                return await self._answers.get()
+            if self.ended.under_way():
+                await asyncio.to_thread(self._submitter.require_workers)
 
     def cancel(self) -> None:
         """End the coroutines that are left."""

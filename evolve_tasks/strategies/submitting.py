@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
+import dask
 import distributed
+from dask.utils import parse_timedelta
 from distributed import Client, Future
 
 from evolve_tasks.core.actions import Expand, Process
-from evolve_tasks.errors import ClusterLost, InvalidInput
+from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
@@ -26,15 +29,23 @@ from evolve_tasks.workers.calls import (
     RunSpec,
 )
 from evolve_tasks.workers.ended import forget_marks, mark_ended
-from evolve_tasks.workers.first_death import FirstDeath, first_death_name
 from evolve_tasks.workers.nested import NestedCall, run_sources
 from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
 from evolve_tasks.workers.transport import Packed
+from evolve_tasks.workers.watch import RunWatch, watch_name
 
 # How long a run that is left early waits for what is already running. Prefect gives a
 # cancelled flow 30 s by default before it kills it; this leaves most of that.
 ABANDON_S = 5.0
+
+
+# How long nothing may end before it is asked whether there are workers at all.
+IDLE_S = 5.0
+
+# How long a run goes on without any worker, unless Dask's own setting says otherwise: adaptive
+# clusters may need some minutes for their first machine.
+NO_WORKERS_S = 300.0
 
 
 # A list that is so many times as long as a batch of it does not travel as a whole: cutting the
@@ -67,10 +78,16 @@ class Submitter:
         self._orphans: dict[tuple[int, int], list[Orphans]] = {}
         self._again = 0
         self._marked = False
+        self._empty_since: float | None = None
         self._stopped = False
 
     def open(self) -> None:
-        """Bring the run to the workers."""
+        """Bring the run to the workers.
+
+        Raises:
+            InvalidInput: a stage cannot be pickled.
+            ClusterUnfit: the scheduler or a worker cannot take it, as without this package.
+        """
         try:
             spec = Packed.of(self._spec)
         except Exception as error:
@@ -79,9 +96,20 @@ class Submitter:
                 + "; ".join(_unpicklable(stage) for stage in self._stages)
                 + "; make locks, connections and open files inside the functions"
             ) from error
+        try:
+            self._register(spec)
+        except Exception as error:
+            raise ClusterUnfit(
+                f"the Dask cluster at {_address(self.client)} cannot take the run "
+                f"({type(error).__name__}: {error}): install evolve-tasks and prefect, in the "
+                "versions that the flow has, on the scheduler and on all workers"
+            ) from error
+
+    def _register(self, spec: Packed) -> None:
         self.client.register_plugin(RunPlugin(self._run, self._context, spec))
+        names = [plugin_name(self._run), *([self._context] if self._context else [])]
         # One for each run, so that tasks of others are left as they are.
-        self.client.register_plugin(FirstDeath(self._run))
+        self.client.register_plugin(RunWatch(self._run, self.client.id, names))
 
     def close(self) -> None:
         """Take it away again; the workers send what they still hold for the API."""
@@ -92,7 +120,7 @@ class Submitter:
             return
         if self._marked:
             forget_marks(self.client, self._run)
-        self.client.unregister_scheduler_plugin(first_death_name(self._run))
+        self.client.unregister_scheduler_plugin(watch_name(self._run))
         self.client.unregister_worker_plugin(plugin_name(self._run))
         if self._stopped:
             self.client.unregister_worker_plugin(stop_name(self._run))
@@ -199,6 +227,25 @@ class Submitter:
         """Leave a mark on the workers, at which queued units end unrun."""
         self._stopped = True
         self.client.register_plugin(StopMark(), name=stop_name(self._run))
+
+    def require_workers(self) -> None:
+        """Asked now and then while nothing ends.
+
+        Raises:
+            ClusterLost: there has been no worker for `no_workers_s()`.
+        """
+        if self.client.nthreads():
+            self._empty_since = None
+            return
+        now = time.monotonic()
+        self._empty_since = self._empty_since or now
+        if now - self._empty_since >= no_workers_s():
+            raise ClusterLost(
+                f"no worker has been connected to the scheduler at {_address(self.client)} for "
+                f"{no_workers_s():.0f} s, and the run cannot go on: start workers, or see in their "
+                "logs why they ended, and run the flow again (Dask's setting "
+                "distributed.scheduler.no-workers-timeout says how long to wait)"
+            )
 
     def take(self, futures: Sequence[Future[Any]]) -> list[Answer]:
         """Fetch the results of futures that have ended, and release them.
@@ -319,7 +366,9 @@ class FutureCarrier:
         self.submitter.release(unit)
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
-        ended, arrivals = self.ended.wait()
+        ended, arrivals = self.ended.wait(IDLE_S)
+        if not (ended or arrivals) and self.ended.under_way():
+            self.submitter.require_workers()
         answers: list[tuple[int, Answer]] = [(PULLED, arrival) for arrival in arrivals]
         if not ended:
             return answers
@@ -344,8 +393,6 @@ class FutureCarrier:
 
 def abandon(submitter: Submitter, ended: Ended) -> None:
     """Let what runs end within `ABANDON_S`, then drop what is left."""
-    import time
-
     if submitter.client.status != "running":
         return
     submitter.stop()
@@ -355,6 +402,12 @@ def abandon(submitter: Submitter, ended: Ended) -> None:
             future.release()
     if rest := ended.under_way():
         submitter.client.cancel(rest, asynchronous=False)
+
+
+def no_workers_s() -> float:
+    """Seconds that a run goes on without any worker."""
+    given = dask.config.get("distributed.scheduler.no-workers-timeout", None)
+    return NO_WORKERS_S if given is None else float(parse_timedelta(given))
 
 
 def new_run_name() -> str:

@@ -1,0 +1,62 @@
+"""Hear that a flow run was cancelled, in the UI or by the API, also where nobody kills the process.
+
+A runner or a worker of Prefect ends the process of a cancelled flow run. A flow that was called as
+a function has no such thing around it, and would work on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import PrefectHTTPStatusError
+
+# How often the API is asked: seen within a few seconds, twenty calls a minute.
+POLL_S = 3.0
+
+CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
+
+
+@contextmanager
+def heeding_cancellation(
+    flow_run_id: UUID, cancel: Callable[[], None], logger: logging.Logger | Any
+) -> Iterator[None]:
+    """Call `cancel` once if the flow run is cancelled meanwhile.
+
+    Args:
+        flow_run_id: the flow run.
+        cancel: what to do; called in a thread of its own.
+        logger: is told that it happened.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        with get_client(sync_client=True) as client:
+            while not over.wait(POLL_S):
+                try:
+                    state = client.read_flow_run(flow_run_id).state
+                except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+                    # Work goes on while the API is away; it is asked again.
+                    logger.debug("The API does not say whether the run is cancelled: %s", error)
+                    continue
+                if state is not None and state.type in CANCELLED:
+                    logger.warning("The flow run was cancelled: nothing more is begun")
+                    cancel()
+                    return
+
+    thread = threading.Thread(
+        target=copy_context().run, args=(watch,), name="evolve-cancelling", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()

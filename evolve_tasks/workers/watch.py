@@ -1,0 +1,96 @@
+"""What the Dask scheduler does for a run: a scheduler plugin.
+
+It tells the run of a worker's death at once. Dask runs a task again on other workers and gives up
+when the fourth has died with it; by then a poisonous item has taken down four workers, each time
+with all that ran beside it, and nobody has looked which item of the batch it was.
+
+And it clears up after a flow that died: what is queued does not begin, and nothing of the run
+stays on the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import Any
+
+from distributed import Scheduler, SchedulerPlugin
+from distributed.protocol.pickle import dumps
+
+from evolve_tasks.workers.plugin import StopMark, stop_name
+
+CLEARING_S = 60.0  # how long units that run already may take to see that they have been left
+PAUSE_S = 0.5
+
+_OF_A_RUN = re.compile("-[0-9a-f]{12}$")
+
+
+def watch_name(run: str) -> str:
+    """Name under which the plugin of a run is registered with the scheduler."""
+    return f"evolve-watch-{run}"
+
+
+class RunWatch(SchedulerPlugin):
+    """Watches over one run at the scheduler.
+
+    Args:
+        run: unique name of the run; the keys of its tasks are tuples whose first part ends so.
+        client: id of the client that drives it.
+        plugins: names of the worker plugins that go with it.
+    """
+
+    def __init__(self, run: str, client: str, plugins: list[str]) -> None:
+        self.name = watch_name(run)
+        self._run = run
+        self._client = client
+        self._plugins = plugins
+        self._clearing: asyncio.Task[None] | None = None
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Hold back what the scheduler would say of our tasks: that four workers died."""
+        # A function of the module: the logger keeps it once, however many runs there are.
+        logging.getLogger("distributed.scheduler").addFilter(worth_logging)
+
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
+        """Let tasks that have just been submitted fail at the first death of their worker.
+
+        The scheduler counts the deaths of each task. It begins to count where its patience
+        ends; tasks of others keep theirs.
+        """
+        for key in tasks:
+            if self._is_ours(key):
+                task = scheduler.tasks.get(key)
+                if task is not None:
+                    task.suspicious = scheduler.allowed_failures
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Clear up when the flow is gone without having done so: it was killed."""
+        if client == self._client and self._clearing is None:
+            self._clearing = asyncio.get_running_loop().create_task(self._clear(scheduler))
+
+    async def _clear(self, scheduler: Scheduler) -> None:
+        """Stop what runs from going on, wait for it, and take the plugins away."""
+        stop = stop_name(self._run)
+        await scheduler.register_worker_plugin(
+            comm=None, plugin=dumps(StopMark()), name=stop, idempotent=True
+        )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CLEARING_S
+        while loop.time() < deadline and any(map(self._is_ours, list(scheduler.tasks))):
+            await asyncio.sleep(PAUSE_S)
+        for name in (*self._plugins, stop):
+            if name in scheduler.worker_plugins:
+                await scheduler.unregister_worker_plugin(comm=None, name=name)
+        scheduler.remove_plugin(self.name)
+
+    def _is_ours(self, key: Any) -> bool:
+        return isinstance(key, tuple) and str(key[0]).endswith(self._run)
+
+
+def worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a log record of the scheduler is anything but its count of a run's deaths."""
+    if not str(record.msg).startswith("Task %s marked as failed"):
+        return True
+    key = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    return not (isinstance(key, tuple) and _OF_A_RUN.search(str(key[0])))
