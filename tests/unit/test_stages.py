@@ -14,7 +14,7 @@ import pytest
 from prefect import task
 
 from evolve_tasks.errors import InvalidInput
-from evolve_tasks.stages import as_items, stages_from
+from evolve_tasks.stages import as_items, function_name, stages_from
 
 
 def parse(path: str) -> list[str]:
@@ -119,7 +119,7 @@ def test_a_stage_that_does_not_take_one_item(wrong: Callable[..., Any], why: str
         int,  # has no signature that Python could tell
         print,
     ],
-    ids=repr,
+    ids=function_name,
 )
 def test_what_may_be_a_stage(function: Callable[..., Any]) -> None:
     first, last = stages_from([function, function])

@@ -108,7 +108,11 @@ def test_what_cannot_travel_is_named(value: Any, name: str) -> None:
     assert refused.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("value", [None, "a", ValueError("a"), lambda: 1, np.eye(2)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, "a", ValueError("a"), lambda: 1, np.eye(2)],
+    ids=["nothing", "text", "error", "function", "array"],
+)
 def test_what_can_travel_is_let_through(value: Any) -> None:
     require_picklable("process_item", value)  # raises where it does not
 
