@@ -7,7 +7,7 @@ from copy import copy
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client
+from distributed import Client, SchedulerPlugin, WorkerPlugin
 from prefect.context import (
     FlowRunContext,
     SettingsContext,
@@ -17,7 +17,7 @@ from prefect.context import (
 )
 from prefect_dask.task_runners import DaskTaskRunner
 
-from evolve_tasks.errors import InvalidInput
+from evolve_tasks.errors import ClusterUnfit, InvalidInput
 from evolve_tasks.workers.context import ContextPlugin, name_here, on_worker
 from evolve_tasks.workers.transport import Packed
 
@@ -54,6 +54,7 @@ class RunContexts:
         Raises:
             InvalidInput: it cannot be pickled, as with an open file among the parameters of
                 the flow.
+            ClusterUnfit: as `register`.
         """
         if (name := name_here()) is not None or on_worker():
             return name
@@ -77,7 +78,7 @@ class RunContexts:
                 "so it cannot be sent to the workers; give flows plain values as parameters, and "
                 "open files, locks and connections where they are used"
             ) from error
-        self._client.register_plugin(ContextPlugin(name, packed))
+        register(self._client, ContextPlugin(name, packed))
         return name
 
     def close(self) -> None:
@@ -108,6 +109,23 @@ class RunContexts:
         if (tags := TagsContext.get()).current_tags:
             parts["tags_context"] = tags.serialize()
         return parts
+
+
+def register(client: Client, plugin: WorkerPlugin | SchedulerPlugin) -> None:
+    """Bring a plugin of ours to a cluster.
+
+    Raises:
+        ClusterUnfit: the scheduler or a worker cannot take it, as without this package.
+    """
+    try:
+        client.register_plugin(plugin)
+    except Exception as error:
+        address = client.scheduler.address if client.scheduler is not None else "?"
+        raise ClusterUnfit(
+            f"the Dask cluster at {address} cannot take the run ({type(error).__name__}: {error}): "
+            "install evolve-tasks and prefect, in the versions that the flow has, on the "
+            "scheduler and on all workers"
+        ) from error
 
 
 def portable_context(client: Client, kind: type[DaskTaskRunner]) -> dict[str, Any]:

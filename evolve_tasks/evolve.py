@@ -612,10 +612,12 @@ class _Opened:
         """Make the outcome, and raise if it is not accepted."""
         run = self.run
         if run.cancelled:
-            raise RunCancelled(
-                f"the flow run was cancelled after {run.counts()}; what was finished is "
-                + ("in the journal" if run.resuming else "lost, as there is no journal=")
+            message = f"the flow run was cancelled after {run.counts()}; what was finished is " + (
+                "in the journal" if run.resuming else "lost, as there is no journal="
             )
+            if isinstance(self.call.runner, EvolveTaskRunner):
+                self.call.runner.acknowledge_at_end(self._flow_run_id, message)
+            raise RunCancelled(message)
         outcome = Outcome(
             results=[value for _, values in by_source for value in values],
             by_source=by_source,

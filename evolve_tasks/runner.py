@@ -28,6 +28,7 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 from evolve_tasks.context import RunContexts
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.futures import EndedFutures, EvolveFuture
+from evolve_tasks.monitoring.cancelling import acknowledge
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.stages import function_name
 from evolve_tasks.workers.closing import QuietClosing
@@ -94,6 +95,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._pending: dict[UUID, Future[Any]] = {}
         self._flow_run: FlowRun | None = None
         self._ended: EndedFutures | None = None
+        self._cancelled: tuple[UUID, str] | None = None
 
     def duplicate(self) -> Self:
         """Make a runner with the same settings; the stock one forgets `cluster`."""
@@ -295,10 +297,19 @@ class EvolveTaskRunner(DaskTaskRunner):
                     self._contexts.close()
                 if self._submitted:
                     wait_until_recorded(self._submitted, self.logger)
+                if self._cancelled is not None:
+                    acknowledge(*self._cancelled)
             finally:
                 super().__exit__(*args)
         else:
             super().__exit__(*args)
+
+    def acknowledge_at_end(self, flow_run_id: UUID, message: str) -> None:
+        """Say at the end that the flow run was cancelled.
+
+        The engine knows of an error alone, and would leave it as Failed.
+        """
+        self._cancelled = flow_run_id, message
 
     def _end_pending(self, *, interrupted: bool) -> None:
         """End what was submitted and is not waited for by anybody."""

@@ -14,8 +14,9 @@ import distributed
 from dask.utils import parse_timedelta
 from distributed import Client, Future
 
+from evolve_tasks.context import register
 from evolve_tasks.core.actions import Expand, Process
-from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
+from evolve_tasks.errors import ClusterLost, InvalidInput
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
@@ -96,20 +97,10 @@ class Submitter:
                 + "; ".join(_unpicklable(stage) for stage in self._stages)
                 + "; make locks, connections and open files inside the functions"
             ) from error
-        try:
-            self._register(spec)
-        except Exception as error:
-            raise ClusterUnfit(
-                f"the Dask cluster at {_address(self.client)} cannot take the run "
-                f"({type(error).__name__}: {error}): install evolve-tasks and prefect, in the "
-                "versions that the flow has, on the scheduler and on all workers"
-            ) from error
-
-    def _register(self, spec: Packed) -> None:
-        self.client.register_plugin(RunPlugin(self._run, self._context, spec))
+        register(self.client, RunPlugin(self._run, self._context, spec))
         names = [plugin_name(self._run), *([self._context] if self._context else [])]
         # One for each run, so that tasks of others are left as they are.
-        self.client.register_plugin(RunWatch(self._run, self.client.id, names))
+        register(self.client, RunWatch(self._run, self.client.id, names))
 
     def close(self) -> None:
         """Take it away again; the workers send what they still hold for the API."""

@@ -1,0 +1,209 @@
+"""Runs that are cancelled, killed or left without workers end soon, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.states import Cancelling
+
+from evolve_tasks import ClusterLost, ClusterUnfit, EvolveTaskRunner, RunCancelled, evolve
+from tests.conformance.flows import in_flow
+from tests.integration.servers import prefect_environment
+
+STRATEGIES = ["sequential", "as_completed", "async", "nested"]
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
+
+
+def until(condition: Callable[[], Any], what: str, limit_s: float = 60) -> None:
+    give_up = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < give_up, f"it did not happen that {what}"
+        time.sleep(0.05)
+
+
+def begun(diary: Path) -> int:
+    return len(list(diary.glob("item-*")))
+
+
+def many(diary: str) -> list[tuple[str, int]]:
+    return [(diary, number) for number in range(5_000)]
+
+
+def slowly(item: tuple[str, int]) -> int:
+    Path(item[0], f"item-{item[1]}.{os.urandom(4).hex()}").touch()
+    time.sleep(0.05)
+    return item[1]
+
+
+def stays(diary: Path) -> int:
+    """How many items have begun, when a second has passed in which none did."""
+    limit = time.monotonic() + 10
+    count, since = begun(diary), time.monotonic()
+    while time.monotonic() - since < 1:
+        assert time.monotonic() < limit, "items still begin"
+        time.sleep(0.05)
+        if (now := begun(diary)) != count:
+            count, since = now, time.monotonic()
+    return count
+
+
+def own(client: Client) -> dict[str, Any]:
+    """What of ours is on a cluster."""
+
+    def on_scheduler(dask_scheduler: Any) -> list[str]:
+        plugins = [name for name in dask_scheduler.plugins if name.startswith("evolve-")]
+        tasks = [str(key) for key in dask_scheduler.tasks if "slowly" in str(key)]
+        return plugins + tasks
+
+    def on_worker(dask_worker: Any) -> list[str]:
+        return [name for name in dask_worker.plugins if name.startswith("evolve-")]
+
+    found = {"scheduler": client.run_on_scheduler(on_scheduler), **client.run(on_worker)}
+    return {place: names for place, names in found.items() if names}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_flow_run_that_is_cancelled_by_the_api_stops(
+    strategy: str, tmp_path: Path, thread_workers: str
+) -> None:
+    seen: list[Any] = []
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        seen.append(context.flow_run.id)
+        evolve([str(tmp_path)], many, slowly, strategy=strategy, batch=5)
+
+    def cancel() -> None:
+        until(lambda: begun(tmp_path) >= 10, "it works")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(seen[0], Cancelling())
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(RunCancelled, match="was cancelled after"):
+        night()
+    canceller.join()
+    assert stays(tmp_path) < 5_000
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(seen[0]).state
+    assert state is not None
+    assert state.is_cancelled(), state
+
+
+SCRIPT = """
+import sys
+from prefect import flow
+from evolve_tasks import EvolveTaskRunner, evolve
+from tests.integration.test_cancelling import many, slowly
+
+@flow
+def night(diary, strategy):
+    evolve([diary], many, slowly, strategy=strategy, batch=5)
+
+if __name__ == "__main__":
+    diary, address, strategy = sys.argv[1:]
+    night.with_options(task_runner=EvolveTaskRunner(address=address))(diary, strategy)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_flow_that_dies_leaves_the_cluster_clean(
+    how: signal.Signals, strategy: str, tmp_path: Path, prefect_api: str, process_workers: str
+) -> None:
+    script = tmp_path / "night.py"
+    script.write_text(SCRIPT)
+    root = str(Path(__file__).parents[2])
+    environment = prefect_environment(tmp_path / "home", prefect_api)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path), process_workers, strategy],
+        env=environment | {"PYTHONPATH": root},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: begun(tmp_path) >= 10, "it works")
+        process.send_signal(how)
+        process.wait(30)
+        assert stays(tmp_path) < 5_000
+    finally:
+        process.kill()
+        process.wait()
+    with Client(process_workers, set_as_default=False) as client:
+        until(lambda: not own(client), "nothing is left on the cluster")
+
+
+def test_a_run_without_workers_ends_with_a_clear_error(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+
+        def leave() -> None:
+            until(lambda: begun(tmp_path) >= 5, "it works")
+            cluster.scale(0)
+
+        leaver = threading.Thread(target=leave)
+        leaver.start()
+        with (
+            dask.config.set({"distributed.scheduler.no-workers-timeout": "2s"}),
+            pytest.raises(ClusterLost, match=r"no worker .* for 2 s"),
+        ):
+            in_flow(
+                EvolveTaskRunner(address=cluster.scheduler_address),
+                lambda: evolve([str(tmp_path)], many, slowly),
+            )
+        leaver.join()
+
+
+BLOCK = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "evolve_tasks":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def test_a_worker_without_the_package_is_told_of_before_work_starts(tmp_path: Path) -> None:
+    (tmp_path / "block.py").write_text(BLOCK)
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
+        worker = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address),
+                *("--preload", str(tmp_path / "block.py"), "--no-nanny"),
+                *("--local-directory", str(tmp_path), "--no-dashboard"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with Client(cluster, set_as_default=False) as client:
+                client.wait_for_workers(1, timeout=60)
+            with pytest.raises(ClusterUnfit, match="install evolve-tasks"):
+                in_flow(
+                    EvolveTaskRunner(address=cluster.scheduler_address),
+                    lambda: evolve([str(tmp_path)], many, slowly),
+                )
+            assert begun(tmp_path) == 0
+        finally:
+            worker.kill()
+            worker.wait()
