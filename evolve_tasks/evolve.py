@@ -46,8 +46,13 @@ from evolve_tasks.errors import InvalidInput, NotInFlow, RunCancelled
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.journal import Journal
 from evolve_tasks.monitoring.cancelling import heeding_cancellation
-from evolve_tasks.monitoring.crashes import end_what_died, now, record_given_up
-from evolve_tasks.monitoring.recording import wait_until_recorded
+from evolve_tasks.monitoring.crashes import (
+    end_what_died,
+    now,
+    record_given_up,
+    tell_for_the_dead,
+)
+from evolve_tasks.monitoring.recording import unrecorded_after, wait_until_recorded
 from evolve_tasks.monitoring.terminal import showing, terminal
 from evolve_tasks.naming import LABEL, one_line, short_repr
 from evolve_tasks.options import (
@@ -76,6 +81,9 @@ from evolve_tasks.workers.seceding import seceded
 # Failures that `evolve_iter` keeps for the error at its end. All of them were given to the
 # loop; what is kept must not grow with the run.
 ITER_FAILURES = 100
+
+# How long the API is given to record what workers said that have died since; without progress.
+DEAD_S = 8.0
 
 # Vanished sources that a log line names.
 SHOWN = 5
@@ -599,9 +607,13 @@ class _Opened:
         with self._stack:
             run = self.run
             self.gone = self.vanished()
-            run.recorded += record_given_up(run.given_up)
-            if run.recorded:
-                wait_until_recorded(run.recorded, self._logger)
+            recorded = [one.run_id for one in run.recorded]
+            if run.deaths:
+                missing = unrecorded_after(recorded, self._logger, DEAD_S)
+                tell_for_the_dead(run.recorded, set(missing), run.stages, self._logger)
+            recorded += record_given_up(run.given_up)
+            if recorded:
+                wait_until_recorded(recorded, self._logger)
             if run.deaths:
                 # Asked when the others are known: events come to the API one after another.
                 names = [stage.name for stage in run.stages]

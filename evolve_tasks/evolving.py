@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import length_hint
 from typing import Any
@@ -28,6 +28,7 @@ from evolve_tasks.workers.calls import (
     Measure,
     NestedResult,
     ProcessCall,
+    Recorded,
     Recording,
     SourceCall,
     SourceEnd,
@@ -100,7 +101,7 @@ class EvolvingRun:
         self.on_source: Callable[[int, Any], None] | None = None
         self.deaths = False  # of workers that had something of this run
         self.given_up: list[GivenUp] = []
-        self.recorded: list[UUID] = []
+        self.recorded: list[Recorded] = []
         self.sources: Iterator[Any] = iter(sources)
         self.resuming = resuming
         self._open: dict[int, tuple[Any, SourceCall]] = {}
@@ -231,15 +232,15 @@ class EvolvingRun:
         action, recording = self._under_way[unit]
         match answer:
             case BatchResult():
-                self._note_unit(recording.unit, answer.unit_recorded)
+                self._note_batch(recording.unit, action.source, action.start, action.stop, answer)
                 return [self._portion(action.source, action.start, action.stop, answer)]
             case Measure():
                 return self._measured(action, recording, answer)
             case NestedResult():
                 portions = self._measured(action, recording, answer.measure)
                 for batch in answer.batches:
-                    self._note_unit(batch.run_id, batch.result.unit_recorded)
                     position = action.start + batch.offset
+                    self._note_batch(batch.run_id, position, batch.start, batch.stop, batch.result)
                     portions.append(self._portion(position, batch.start, batch.stop, batch.result))
                 return portions
             case Lost():
@@ -338,7 +339,10 @@ class EvolvingRun:
     def _measured(
         self, action: Expand | Process, recording: Recording, measure: Measure
     ) -> list[Portion]:
-        self._note_unit(recording.unit, measure.recorded)
+        if measure.recorded and recording.unit is not None:
+            first, last = (self._open[end][1].label for end in (action.start, action.stop - 1))
+            label = first if action.stop - action.start == 1 else f"{first} … {last}"
+            self.recorded.append(Recorded(recording.unit, action.stage, label))
         portions = []
         values = measure.values.value() or [[]] * len(measure.ends)
         for position, (end, worked_out) in enumerate(
@@ -349,8 +353,9 @@ class EvolvingRun:
             if position in self._known:
                 continue
             if end.has_run:
-                self.recorded.append(call.run_id)
-            self.recorded += [item_run_id(call.run_id, item) for item in end.recorded]
+                error = None if end.failure is None else str(end.failure)
+                self.recorded.append(Recorded(call.run_id, action.stage, call.label, error))
+            self._note_items(call, end.recorded, end.failures)
             failures = end.failures if end.failure is None else [end.failure, *end.failures]
             if failures or end.ended:
                 portion = Portion(
@@ -364,13 +369,31 @@ class EvolvingRun:
                 portions.append(self._noted(portion))
         return portions
 
-    def _note_unit(self, run_id: UUID | None, recorded: bool) -> None:
-        if recorded and run_id is not None:
-            self.recorded.append(run_id)
+    def _note_batch(
+        self, run_id: UUID | None, position: int, start: int, stop: int, batch: BatchResult
+    ) -> None:
+        if batch.unit_recorded and run_id is not None:
+            items = str(start) if stop - start == 1 else f"{start}-{stop - 1}"
+            label = f"{self._open[position][1].label} {items}"
+            self.recorded.append(Recorded(run_id, len(self.stages) - 1, label))
+
+    def _note_items(
+        self, call: SourceCall, positions: Sequence[int], failures: Sequence[Failure]
+    ) -> None:
+        errors = {failure.index[-1]: str(failure) for failure in failures}
+        self.recorded += [
+            Recorded(
+                item_run_id(call.run_id, position),
+                len(self.stages) - 1,
+                f"{call.label} {position}",
+                errors.get(position),
+            )
+            for position in positions
+        ]
 
     def _portion(self, position: int, start: int, stop: int, batch: BatchResult) -> Portion:
         source, call = self._open[position]
-        self.recorded += [item_run_id(call.run_id, item) for item in batch.recorded]
+        self._note_items(call, batch.recorded, batch.failures)
         failures = [replace(failure, source=source) for failure in batch.failures]
         values = batch.values.value()
         return self._noted(Portion(position, source, start, stop - batch.not_run, values, failures))

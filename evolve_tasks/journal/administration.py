@@ -154,6 +154,9 @@ def forget_journal(name: str, store: ResultStore | None = None) -> None:
         name: its name.
         store: Prefect's result store; `None`: that of the current run, or the default one.
 
+    Returns:
+        Nothing; by then all of it is gone.
+
     Raises:
         InvalidInput: there is no such journal in this storage.
         JournalBusy: a run holds it; cancel that run, or wait until it has ended.

@@ -40,17 +40,21 @@ def heeding_cancellation(
     over = threading.Event()
 
     def watch() -> None:
+        if over.wait(POLL_S):
+            return  # most runs are short, and a client takes a while to make
         with get_client(sync_client=True) as client:
-            while not over.wait(POLL_S):
+            while True:
                 try:
                     state = client.read_flow_run(flow_run_id).state
                 except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                     # Work goes on while the API is away; it is asked again.
                     logger.debug("The API does not say whether the run is cancelled: %s", error)
-                    continue
+                    state = None
                 if state is not None and state.type in CANCELLED:
                     logger.warning("The flow run was cancelled: nothing more is begun")
                     cancel()
+                    return
+                if over.wait(POLL_S):
                     return
 
     thread = threading.Thread(
@@ -61,6 +65,7 @@ def heeding_cancellation(
         yield
     finally:
         over.set()
+        thread.join(POLL_S)  # it may be in the middle of a question
 
 
 def acknowledge(flow_run_id: UUID, message: str) -> None:

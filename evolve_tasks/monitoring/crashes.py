@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -20,15 +20,17 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     TaskRunFilter,
+    TaskRunFilterId,
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import TaskRunSort
-from prefect.states import Crashed
+from prefect.states import Completed, Crashed, Failed
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from evolve_tasks.workers.calls import GivenUp
+from evolve_tasks.stages import Stage
+from evolve_tasks.workers.calls import GivenUp, Recorded
 from evolve_tasks.workers.task_runs import enter_state, new_task_run
 
 PAGE = 200  # task runs in one answer: Prefect's own limit
@@ -44,8 +46,54 @@ def record_given_up(given_up: Sequence[GivenUp]) -> list[UUID]:
     for one in given_up:
         task_run = new_task_run(one.task, run_id=one.run_id, name=one.name, upstream=one.upstream)
         # Its worker was asked to run it as often as it may take workers down.
-        _crash(task_run, one.message)
+        _end(task_run, Crashed(message=one.message))
     return [one.run_id for one in given_up]
+
+
+def tell_for_the_dead(
+    recorded: Sequence[Recorded],
+    missing: Collection[UUID],
+    stages: Sequence[Stage],
+    logger: logging.Logger | Any,
+) -> None:
+    """Tell the API how task runs ended whose worker died before it had told.
+
+    A worker sends events some milliseconds after the fact; what it had not sent died with it.
+    Their times are those of now.
+
+    Args:
+        recorded: the task runs of the run, N >= 0, as the workers said that they ended.
+        missing: ids of those that the API does not know the end of.
+        stages: the stages of the run.
+        logger: told how many there were.
+    """
+    lost = [one for one in recorded if one.run_id in missing]
+    if not lost:
+        return
+    known: dict[UUID, TaskRun] = {}
+    ids = [one.run_id for one in lost]
+    with get_client(sync_client=True) as client:
+        for start in range(0, len(ids), PAGE):
+            for found in client.read_task_runs(
+                task_run_filter=TaskRunFilter(
+                    id=TaskRunFilterId(any_=ids[start : start + PAGE]),
+                ),
+                sort=TaskRunSort.ID_DESC,
+                limit=PAGE,
+            ):
+                known[found.id] = found
+    for one in lost:
+        stage = stages[one.stage]
+        if stage.task is None:
+            continue
+        name = f"{stage.name}[{one.label}]"
+        task_run = known.get(one.run_id) or new_task_run(stage.task, run_id=one.run_id, name=name)
+        _end(task_run, Completed() if one.error is None else Failed(message=one.error))
+    logger.warning(
+        "%d task runs had ended when their workers died, and the API had not been told: it is "
+        "told now",
+        len(lost),
+    )
 
 
 def end_what_died(
@@ -86,7 +134,7 @@ def end_what_died(
         and (run.start_time is None or run.start_time >= since)
     ]
     for run in left:
-        _crash(run, DIED)
+        _end(run, Crashed(message=DIED))
     if left:
         logger.warning(
             "%d task runs were open when their workers died: they are Crashed", len(left)
@@ -94,10 +142,11 @@ def end_what_died(
     return [run.id for run in left]
 
 
-def _crash(task_run: TaskRun, message: str) -> None:
+def _end(task_run: TaskRun, state: State[Any]) -> None:
     before = task_run.state
     assert before is not None, "every task run has a state"
-    state: State[Any] = Crashed(message=message)
+    if task_run.start_time is None and not state.is_crashed():
+        task_run.start_time = cast(Any, state.timestamp)
     enter_state(task_run, before, state)
     emit_task_run_state_change_event(task_run, initial_state=before, validated_state=state)
 

@@ -81,6 +81,23 @@ def wait_until_recorded(
     return len(missing)
 
 
+def unrecorded_after(
+    run_ids: Sequence[UUID], logger: logging.Logger | Any, no_progress_s: float
+) -> list[UUID]:
+    """Wait as `wait_until_recorded` does; give those that stayed unknown, and say nothing.
+
+    Args:
+        run_ids: ids of N >= 0 task runs that have ended.
+        logger: told if the API does not answer.
+        no_progress_s: seconds after which it gives up if not one more was recorded.
+    """
+    if not run_ids:
+        return []
+    with get_client(sync_client=True) as client, _asking_once():
+        missing, _ = _Waiting(client, run_ids, logger, no_progress_s, AWAY_S).wait()
+    return missing
+
+
 @contextmanager
 def _asking_once() -> Iterator[None]:
     """Keep the client from asking again itself, for a minute or more, and nobody knows of it.

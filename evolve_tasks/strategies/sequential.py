@@ -17,7 +17,7 @@ from evolve_tasks.core.batching import TARGET_S
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
 from evolve_tasks.feeding import take_one
 from evolve_tasks.strategies.drive import drive
-from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, RunSpec
+from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, Recorded, RunSpec
 from evolve_tasks.workers.runtime import SIGNALS, Runtime
 from evolve_tasks.workers.task_runs import OpenRun
 from evolve_tasks.workers.units import measure
@@ -45,6 +45,7 @@ class _InTurn:
         self._sources = run.sources
         self._runtime = runtime
         self._open: tuple[OpenRun, float] | None = None  # and when it began
+        self._stage = 0
         self._due: deque[tuple[int, Callable[[], Answer]]] = deque()
         self._expansions: dict[int, Expansion] = {}
 
@@ -71,8 +72,9 @@ class _InTurn:
         if self._open is not None and time.monotonic() - self._open[1] >= TARGET_S:
             self._close_run()
         if self._open is None:
-            name = f"{self._run.stages[call.stage].name}[{call.sources[0].label} …]"
-            self._open = self._runtime.open_run(call.stage, name), time.monotonic()
+            label = f"{call.sources[0].label} …"
+            self._open = self._runtime.open_run(call.stage, label), time.monotonic()
+            self._stage = call.stage
         run_id = self._open[0].run_id
         self._run.belongs(action.unit, run_id)
         return replace(call, recording=replace(call.recording, unit=None, within=run_id))
@@ -80,7 +82,8 @@ class _InTurn:
     def _close_run(self) -> None:
         if self._open is not None:
             self._open[0].close()
-            self._run.recorded.append(self._open[0].run_id)
+            opened, stage = self._open[0], self._stage
+            self._run.recorded.append(Recorded(opened.run_id, stage, opened.label))
             self._open = None
 
     def process(self, action: Process, call: ProcessCall) -> None:

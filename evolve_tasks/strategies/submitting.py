@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -111,7 +112,8 @@ class Submitter:
             return
         if self._marked:
             forget_marks(self.client, self._run)
-        self.client.unregister_scheduler_plugin(watch_name(self._run))
+        with suppress(ValueError):  # it has cleared up by itself, when our connection broke
+            self.client.unregister_scheduler_plugin(watch_name(self._run))
         self.client.unregister_worker_plugin(plugin_name(self._run))
         if self._stopped:
             self.client.unregister_worker_plugin(stop_name(self._run))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from dask.sizeof import sizeof
@@ -260,6 +260,22 @@ class NestedResult:
     measure: Measure
     batches: list[NestedBatch] = field(default_factory=list)
     orphans: list[Orphans] = field(default_factory=list)
+
+
+class Recorded(NamedTuple):
+    """A task run that has ended, as the worker said.
+
+    Args:
+        run_id: its id.
+        stage: position of its stage.
+        label: what its name has in brackets.
+        error: why it failed, if it did.
+    """
+
+    run_id: UUID
+    stage: int
+    label: str
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,11 +128,11 @@ class Runtime:
         """Run the last stage on each of some items."""
         return self._in_context(self._process, call, items)
 
-    def open_run(self, stage: int, name: str) -> OpenRun:
+    def open_run(self, stage: int, label: str) -> OpenRun:
         """Begin a task run that units may belong to, under the name of a stage's task."""
         task = self._bound[stage].task
         assert task is not None, "a stage that is no task has no task runs"
-        return OpenRun(task, name, self._template.copy())
+        return OpenRun(task, self.spec.stages[stage].name, label, self._template.copy())
 
     def close(self) -> None:
         """End the threads that it keeps for tasks with a time limit."""

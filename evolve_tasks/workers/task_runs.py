@@ -243,12 +243,15 @@ class OpenRun:
 
     Args:
         task: the task under whose name it stands.
-        name: its name in the UI.
+        stage: name of its stage.
+        label: what its name has in brackets.
         context: context variables of the flow run; not used by anybody else.
     """
 
-    def __init__(self, task: Task[..., Any], name: str, context: Context) -> None:
+    def __init__(self, task: Task[..., Any], stage: str, label: str, context: Context) -> None:
         self.run_id = uuid4()
+        self.label = label
+        name = f"{stage}[{label}]"
         self._over = threading.Event()
         run = partial(
             run_as_unit,

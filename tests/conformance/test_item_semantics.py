@@ -353,11 +353,13 @@ def test_all_that_a_task_asks_for_holds_for_each_item(
 
     began = time.monotonic()
     # All at the same time: most of it is waiting for limits and delays.
-    with ThreadPoolExecutor(len(RECORDS)) as flows:
-        running = [flows.submit(copy_context().run, outcomes, record) for record in RECORDS]
+    # Among so few items "auto" is "items"; once is enough.
+    records = RECORDS if batch == "auto" else [one for one in RECORDS if one != "auto"]
+    with ThreadPoolExecutor(len(records)) as flows:
+        running = [flows.submit(copy_context().run, outcomes, record) for record in records]
         ended = [one.result() for one in running]
     assert time.monotonic() - began < AT_ONCE_S
-    for record, (outcome, *of_async) in zip(RECORDS, ended, strict=True):
+    for record, (outcome, *of_async) in zip(records, ended, strict=True):
         check_sync(outcome, record)
         for one in of_async:
             check_async(one, record)

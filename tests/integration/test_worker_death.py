@@ -267,3 +267,47 @@ def dies_once(diary: str) -> int:
 
 def last_part(item: Item) -> int:
     return item[-1]
+
+
+@task
+def twenty(source: tuple[str, int]) -> list[Item]:
+    diary, number = source
+    return [(diary, number, item) for item in range(20)]
+
+
+@task
+def every_tenth_fails(item: Item) -> int:
+    if item[2] % 10 == 9:
+        raise ValueError("a tenth item")
+    time.sleep(0.05)
+    return os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "record"), [("as_completed", "items"), ("nested", "items"), ("async", "batches")]
+)
+def test_the_api_shows_what_happened_also_where_workers_died(
+    strategy: str, record: Any, tmp_path: Path, mortal: LocalCluster
+) -> None:
+    def body() -> int:
+        given = 0
+        killed: list[int] = []
+        sources = [(str(tmp_path), number) for number in range(8)]
+        options: dict[str, Any] = {"strategy": strategy, "record": record, "batch": 4}
+        for item in evolve_iter(sources, twenty, every_tenth_fails, on_failure="ignore", **options):
+            given += 1
+            if item.ok and given >= 30 * (len(killed) + 1) and len(killed) < 2:
+                killed.append(item.value)
+                kill(item.value)
+        return given
+
+    run_id, given = run(body, mortal)
+    assert given == 160
+    runs = task_runs(run_id)
+    states = Counter((one.name.partition("[")[0], one.state_name) for one in runs)
+    assert all(one.state is not None and one.state.is_final() for one in runs), states
+    assert states["every_tenth_fails", "Failed"] == 16
+    if record == "items":
+        assert states["every_tenth_fails", "Completed"] == 144
+        assert states["twenty", "Completed"] == 8
+        assert len(runs) == 168
