@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import length_hint
@@ -36,6 +37,7 @@ from evolve_tasks.workers.calls import (
     item_run_id,
 )
 from evolve_tasks.workers.failing import failure_from
+from evolve_tasks.workers.marks import marks_path, take_marks
 from evolve_tasks.workers.transport import NOTHING, Packed, Unpacked
 
 
@@ -99,6 +101,9 @@ class EvolvingRun:
         self.cancelled = False
         self.wake: Callable[[], None] = lambda: None
         self.on_source: Callable[[int, Any], None] | None = None
+        self._marks: dict[str, set[tuple[int, int]] | None] = {}  # by address of a dead worker
+        self._at_work: dict[int, list[int] | None] = {}  # what of a unit died at work
+        self._unseen: Counter[tuple[int, int, int]] = Counter()  # lost, and not at work
         self.deaths = False  # of workers that had something of this run
         self.given_up: list[GivenUp] = []
         self.recorded: list[Recorded] = []
@@ -244,8 +249,10 @@ class EvolvingRun:
                     portions.append(self._portion(position, batch.start, batch.stop, batch.result))
                 return portions
             case Lost():
-                if answer.crashed and not self.core.gives_up(unit):
-                    return []  # it runs again
+                if answer.crashed:
+                    running = self._at_work[unit] = self._running(action, answer)
+                    if not self.core.gives_up(unit, running):
+                        return []  # it runs again
                 return self._lost(action, answer)
 
     def tell(self, unit: int, answer: Answer) -> list[Action]:
@@ -286,7 +293,7 @@ class EvolvingRun:
             case Lost():
                 if answer.crashed:
                     self.deaths = True
-                    return core.crashed(unit)
+                    return core.crashed(unit, self._at_work.pop(unit))
                 if isinstance(action, Process):
                     return core.processed(unit, failed=action.stop - action.start)
                 return core.expansion_lost(unit)
@@ -397,6 +404,31 @@ class EvolvingRun:
         failures = [replace(failure, source=source) for failure in batch.failures]
         values = batch.values.value()
         return self._noted(Portion(position, source, start, stop - batch.not_run, values, failures))
+
+    def _running(self, action: Expand | Process, lost: Lost) -> list[int] | None:
+        """What of a unit its worker was at when it died; `None` if nobody knows."""
+        if not isinstance(lost.error, KilledWorker):
+            return None
+        address = lost.error.last_worker.address
+        if address not in self._marks:
+            self._marks[address] = take_marks(marks_path(self.run, address))
+        marks = self._marks[address]
+        if not marks:
+            return None
+        positions = range(action.start, action.stop)
+        if isinstance(action, Process):
+            running = {item for source, item in marks if source == action.source}
+        else:
+            # A source is at work also while its items are, in passing or by a nested unit.
+            running = {source for source, _ in marks}
+        running &= set(positions)
+        if not running:
+            # It may have killed the worker all the same, where nobody looks: on its way there.
+            place = action.stage, action.source, action.start
+            self._unseen[place] += 1
+            if self._unseen[place] >= MOST_DEATHS:
+                return None
+        return sorted(running)
 
     def _lost(self, action: Expand | Process, lost: Lost) -> list[Portion]:
         """Failures of a unit that Dask gave up, or that took down all the workers that it may."""

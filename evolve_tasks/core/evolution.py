@@ -28,7 +28,7 @@ State grows with what is open: a finished list leaves counts behind, not itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from evolve_tasks.core.actions import (
@@ -42,7 +42,7 @@ from evolve_tasks.core.actions import (
 )
 from evolve_tasks.core.batching import Durations, inline_items, unit_size
 from evolve_tasks.core.budget import FailureBudget, Standing
-from evolve_tasks.core.suspects import Suspect, Suspects, guilty, parts
+from evolve_tasks.core.suspects import Suspect, Suspects, divided, guilty, parts
 from evolve_tasks.errors import IllegalEvent
 
 # Before the first expansion has ended nobody knows a fan-out. 100 lets a hundred parses begin
@@ -252,10 +252,16 @@ class Evolution:
         """Items of a list that is open."""
         return self._lists[unit, offset].size
 
-    def gives_up(self, unit: int) -> bool:
-        """Whether a unit in flight is given up if its worker dies; else it runs again."""
+    def gives_up(self, unit: int, running: Collection[int] | None = None) -> bool:
+        """Whether a unit in flight is given up if its worker dies; else it runs again.
+
+        Args:
+            unit: the unit.
+            running: positions that threads of the worker were at; `None` if nobody knows.
+        """
         action = self._units[unit]
-        return guilty(action.stop - action.start, action.crashes + 1)
+        begun = running is None or action.start in running
+        return begun and guilty(action.stop - action.start, action.crashes + 1)
 
     # -- events -----------------------------------------------------------------------------
 
@@ -405,15 +411,21 @@ class Evolution:
             self._judge()
         return self._fill(actions)
 
-    def crashed(self, unit: int) -> list[Action]:
+    def crashed(self, unit: int, running: Collection[int] | None = None) -> list[Action]:
         """Answer an `Expand` or a `Process`: its worker died, and with it all that it did.
 
         What was in it runs again (rule 8); a single one that `gives_up` named has failed.
+
+        Args:
+            unit: the unit.
+            running: positions that threads of the worker were at; `None` if nobody knows.
         """
         action = self._units.get(unit)
         if action is None:
             raise IllegalEvent(f"unit {unit} crashed, and is not in flight")
-        if self.gives_up(unit):
+        if running is not None and not set(running) <= set(range(action.start, action.stop)):
+            raise IllegalEvent(f"unit {unit} ran {running}, which are not in {action}")
+        if self.gives_up(unit, running):
             if isinstance(action, Expand):
                 return self.expansion_lost(unit)
             return self.processed(unit, failed=1)
@@ -423,9 +435,9 @@ class Evolution:
             actions.append(Release(unit))
         parent = None if action.parent < 0 else (action.parent, action.offset)
         lost = Suspect(
-            action.stage, action.source, parent, action.start, action.stop, action.crashes + 1
+            action.stage, action.source, parent, action.start, action.stop, action.crashes
         )
-        self._again(actions, lost)
+        self._again(actions, lost, running)
         return self._fill(actions)
 
     def stop(self, reason: str) -> list[Action]:
@@ -480,12 +492,12 @@ class Evolution:
         if self._alone == action.unit:
             self._alone = None
 
-    def _again(self, actions: list[Action], lost: Suspect) -> None:
+    def _again(self, actions: list[Action], lost: Suspect, running: Collection[int] | None) -> None:
         """Let what a dead worker took down run again, unless the run has been stopped."""
         if self.stopped is not None:
             self._drop(actions, lost)
             return
-        for part in parts(lost):
+        for part in divided(lost, running, self._durations[lost.stage].mean_s):
             self._suspects.add(part, self._last)
 
     def _drop(self, actions: list[Action], suspect: Suspect) -> None:

@@ -9,17 +9,25 @@ knows which is not. Three deaths are enough to know:
 3. Who is lost alone is guilty, and is given up.
 
 So a poisonous item takes down `MOST_DEATHS` workers, and no other item is given up for it.
+
+Where it is known what each thread of the dead worker was at, nothing else is suspected: it runs
+alone at once, if it is brief, and has to be lost alone twice.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from math import isqrt
 
 # Workers that one item, or one source, may take down before it is given up. With fewer nobody
 # could tell it from what ran beside it.
 MOST_DEATHS = 3
+
+# What was seen at work when its worker died runs alone at once if it takes no longer than this:
+# the others wait for it.
+BRIEF_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,7 @@ class Suspect:
         start: position of the first.
         stop: position after the last.
         crashes: workers that died with them.
+        seen: they were at work when one of those died, and are brief.
     """
 
     stage: int
@@ -41,6 +50,7 @@ class Suspect:
     start: int
     stop: int
     crashes: int
+    seen: bool = False
 
     @property
     def size(self) -> int:
@@ -50,7 +60,7 @@ class Suspect:
     @property
     def alone(self) -> bool:
         """Whether they must be the only thing in flight."""
-        return self.crashes >= MOST_DEATHS - 1
+        return self.seen or self.crashes >= MOST_DEATHS - 1
 
 
 def parts(suspect: Suspect) -> list[Suspect]:
@@ -69,16 +79,46 @@ def parts(suspect: Suspect) -> list[Suspect]:
     """
     step = 1 if suspect.alone else max(1, isqrt(suspect.size))
     return [
-        Suspect(
-            suspect.stage,
-            suspect.source if suspect.parent is not None else start,
-            suspect.parent,
-            start,
-            min(start + step, suspect.stop),
-            suspect.crashes,
-        )
+        _part(suspect, start, min(start + step, suspect.stop))
         for start in range(suspect.start, suspect.stop, step)
     ]
+
+
+def divided(lost: Suspect, running: Collection[int] | None, item_s: float | None) -> list[Suspect]:
+    """Divide what a worker has died with by what is known of it.
+
+    Args:
+        lost: N >= 1 items or sources, this death not counted yet.
+        running: positions of those that a thread was at; `None` if nobody knows.
+        item_s: seconds that one takes, as far as is known.
+
+    Returns:
+        What has to run again, in order.
+
+    Example:
+        >>> lost = Suspect(stage=1, source=0, parent=(0, 0), start=0, stop=9, crashes=0)
+        >>> [(part.start, part.stop, part.crashes) for part in divided(lost, [4], 0.1)]
+        [(0, 4, 0), (4, 5, 1), (5, 9, 0)]
+    """
+    if running is None:
+        return parts(replace(lost, crashes=lost.crashes + 1, seen=False))
+    brief = item_s is None or item_s <= BRIEF_S
+    again: list[Suspect] = []
+    at = lost.start
+    for position in sorted(set(running)):
+        if position > at:
+            again.append(_part(lost, at, position))
+        one = _part(lost, position, position + 1)
+        again.append(replace(one, crashes=lost.crashes + 1, seen=brief))
+        at = position + 1
+    if at < lost.stop:
+        again.append(_part(lost, at, lost.stop))
+    return again
+
+
+def _part(suspect: Suspect, start: int, stop: int) -> Suspect:
+    source = suspect.source if suspect.parent is not None else start
+    return replace(suspect, source=source, start=start, stop=stop)
 
 
 def guilty(size: int, crashes: int) -> bool:

@@ -31,6 +31,7 @@ from evolve_tasks.workers.calls import (
     RunSpec,
 )
 from evolve_tasks.workers.ended import forget_marks, mark_ended
+from evolve_tasks.workers.marks import sweep_marks
 from evolve_tasks.workers.nested import NestedCall, run_sources
 from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
@@ -105,6 +106,7 @@ class Submitter:
 
     def close(self) -> None:
         """Take it away again; the workers send what they still hold for the API."""
+        sweep_marks(self._run)
         for future in self._expansions.values():
             future.release()
         self._expansions.clear()

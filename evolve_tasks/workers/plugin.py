@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import ExitStack, suppress
 from contextvars import copy_context
@@ -11,8 +12,11 @@ from distributed import Worker, WorkerPlugin, get_worker
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.console import forwarded
 from evolve_tasks.workers.context import context_here, flush, surrounded
+from evolve_tasks.workers.marks import Marks, marks_path
 from evolve_tasks.workers.runtime import Runtime
 from evolve_tasks.workers.transport import Packed
+
+logger = logging.getLogger(__name__)
 
 
 def plugin_name(run: str) -> str:
@@ -65,7 +69,23 @@ class RunPlugin(WorkerPlugin):
         self._stack.enter_context(surrounded(spec.surroundings))
         self._stack.enter_context(forwarded(self._worker, self._run, spec.terminal_pid))
         mark, plugins = stop_name(self._run), self._worker.plugins
-        return Runtime(spec, self._template, lambda: mark in plugins, self._worker.address)
+        address = self._worker.address
+        return Runtime(
+            spec, self._template, lambda: mark in plugins, address, marks=self._marks(address)
+        )
+
+    def _marks(self, address: str) -> Marks | None:
+        if address.startswith("inproc://"):
+            return None  # it dies with the flow
+        try:
+            marks = Marks(marks_path(self._run, address))
+        except OSError as error:
+            logger.warning(
+                "Nobody will know what worker %s was at if it is killed (%s)", address, error
+            )
+            return None
+        self._stack.callback(marks.close)
+        return marks
 
     async def teardown(self, worker: Worker) -> None:
         """Send what Prefect still holds back on this worker."""

@@ -42,6 +42,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.context import tracking_alone
 from evolve_tasks.workers.failing import failure_from
+from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks
 from evolve_tasks.workers.task_runs import (
     OpenRun,
     needs_engine,
@@ -100,6 +101,7 @@ class Runtime:
         stopped: whether the run has been stopped, asked before each item.
         place: name of the worker, for the record of where things ran.
         signals: exceptions that are not caught.
+        marks: where threads note what they are at; `None` where nobody would read it.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class Runtime:
         stopped: Callable[[], bool],
         place: str,
         signals: tuple[type[BaseException], ...] = (),
+        marks: Marks | None = None,
     ) -> None:
         self.spec = spec
+        self._marks = marks
         self.stopped = stopped
         self._template = template
         self._place = place
@@ -122,10 +126,12 @@ class Runtime:
 
     def expand(self, call: ExpandCall) -> Expansion:
         """Run an expanding stage on one source."""
+        self._mark(call.sources[0].position, SOURCE_ITSELF)
         return self._in_context(self._expand, call)
 
     def process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
         """Run the last stage on each of some items."""
+        self._mark(call.source.position, call.start)
         return self._in_context(self._process, call, items)
 
     def open_run(self, stage: int, label: str) -> OpenRun:
@@ -139,7 +145,17 @@ class Runtime:
         self._threads.close()
 
     def _in_context(self, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
-        return self._template.copy().run(partial(_tracked_alone, function, *arguments, **keywords))
+        try:
+            run = partial(_tracked_alone, function, *arguments, **keywords)
+            return self._template.copy().run(run)
+        finally:
+            if self._marks is not None:
+                self._marks.clear()
+
+    def _mark(self, source: int, item: int) -> None:
+        """Note what this thread is at, for those who ask when the worker is dead."""
+        if self._marks is not None:
+            self._marks.at(source, item)
 
     def _expand(self, call: ExpandCall) -> Expansion:
         bound = self._bound[call.stage]
@@ -195,6 +211,7 @@ class Runtime:
             one = _Expanded(item)
             ended.append(one)
             begun = time.perf_counter()
+            self._mark(source.position, SOURCE_ITSELF)
             with _Unit(bound, call.recording, source.run_id, name) as unit:
                 one.ran = ran = unit.run(item, source.run_id, name)
             one.parse_s = time.perf_counter() - begun
@@ -274,6 +291,7 @@ class Runtime:
             if self.stopped():
                 break
             name = item_name(bound.stage, source, position)
+            self._mark(source.position, position)
             ran = unit.run(item, item_run_id(source.run_id, position), name)
             ended.append(ran)
             if ran.error is not None and self.spec.fail_fast:

@@ -41,7 +41,7 @@ from evolve_tasks.core.evolution import (
     Evolution,
     Window,
 )
-from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, parts
+from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, divided, parts
 from evolve_tasks.errors import IllegalEvent
 
 MOST_STEPS = 20_000  # the longest run that a program can ask for takes some 2,000
@@ -381,8 +381,10 @@ class Simulation:
     def _crash(self, action: Expand | Process) -> None:
         unit, size = action.unit, action.stop - action.start
         within = self._within(action)
-        given_up = self.core.gives_up(unit)
-        if given_up != (size == 1 and action.crashes + 1 == MOST_DEATHS):
+        running = self._running(action)
+        given_up = self.core.gives_up(unit, running)
+        begun = running is None or len(running) > 0
+        if given_up != (begun and size == 1 and action.crashes + 1 == MOST_DEATHS):
             self._broken(f"{action} {'is' if given_up else 'is not'} given up")
         if given_up and (self._alone != unit or len(self._units) > 1):
             self._broken(f"{action} is given up, and was not alone")
@@ -408,13 +410,24 @@ class Simulation:
         else:
             parent = (action.parent, action.offset) if within else None
             place = action.source, parent, action.start, action.stop
-            self._again += parts(Suspect(action.stage, *place, action.crashes + 1))
-        self._tell("crashed", unit)
+            lost = Suspect(action.stage, *place, action.crashes)
+            self._again += divided(lost, running, self._durations[action.stage].mean_s)
+        self._tell("crashed", unit, running)
+
+    def _running(self, action: Expand | Process) -> list[int] | None:
+        """Positions that threads of the dead worker were at; sometimes nobody knows."""
+        if self.random.random() < 0.5:
+            return None
+        positions = range(action.start, action.stop)
+        some = self.random.sample(positions, self.random.randint(0, min(2, len(positions))))
+        if guilty := self._guilty(action):
+            some = sorted({*some, guilty[-1]})
+        return some
 
     def _next_again(self) -> Suspect | None:
         """What has to run again before all else: alone, then items, then expansions."""
         for choose in (
-            lambda one: one.crashes >= MOST_DEATHS - 1,
+            lambda one: one.alone,
             lambda one: one.stage == self._last,
             lambda one: True,
         ):
@@ -827,7 +840,7 @@ class Simulation:
             self._broken(f"{subtree.name} has ended, and it is not said")
 
     def _quarantined(self) -> bool:
-        return self._alone is not None or any(one.crashes >= MOST_DEATHS - 1 for one in self._again)
+        return self._alone is not None or any(one.alone for one in self._again)
 
     def _look_at_again(self, action: Expand | Process) -> bool:
         """Whether an action is of what has to run again; if so, it must be the next of that."""
@@ -850,7 +863,7 @@ class Simulation:
             if one.stage == self._last and self._units:
                 self._broken(f"{action} is not whole, and something is in flight")
             self._again.insert(0, replace(one, start=action.stop))
-        if one.crashes >= MOST_DEATHS - 1:
+        if one.alone:
             self._alone = action.unit
         elif isinstance(action, Expand) and not self._may_expand_again():
             self._broken(f"{action} with {sum(self._waiting)} items waiting")

@@ -10,7 +10,7 @@ import pytest
 from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull
 from evolve_tasks.core.budget import Finish
 from evolve_tasks.core.evolution import Evolution, Window
-from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, guilty, parts
+from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, divided, guilty, parts
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 99, 100, 10_000])
@@ -29,6 +29,29 @@ def test_parts_are_the_whole_in_order(size: int, crashes: int) -> None:
 def test_only_a_single_one_is_given_up() -> None:
     assert [guilty(1, deaths) for deaths in range(1, 5)] == [False, False, True, True]
     assert not any(guilty(2, deaths) for deaths in range(1, 9))
+
+
+def test_what_was_not_at_work_is_not_suspected() -> None:
+    lost = Suspect(1, 5, (9, 0), 10, 20, crashes=0)
+    for item_s in (None, 0.1, 60.0):
+        again = divided(lost, [13, 19], item_s)
+        assert [(one.start, one.stop, one.crashes) for one in again] == [
+            (10, 13, 0),
+            (13, 14, 1),
+            (14, 19, 0),
+            (19, 20, 1),
+        ]
+        # What takes a minute does not make everything else wait for it.
+        assert [one.alone for one in again] == [False, item_s != 60.0] * 2
+    (all_of_it,) = divided(lost, [], 0.1)
+    assert all_of_it == lost
+    sources = divided(Suspect(0, 10, None, 10, 13, crashes=1), [11], 60.0)
+    assert [(one.source, one.start, one.crashes, one.alone) for one in sources] == [
+        (10, 10, 1, False),
+        (11, 11, 2, True),
+        (12, 12, 1, False),
+    ]
+    assert divided(lost, None, 0.1) == parts(Suspect(1, 5, (9, 0), 10, 20, crashes=1))
 
 
 class Cluster:

@@ -1,0 +1,109 @@
+"""What each thread of a worker is at, in a file that outlives the worker.
+
+A worker that is killed says nothing. Without this all that it had is suspected of having killed it;
+with it, only what it was working on. The file is mapped into memory, so a mark costs less than a
+microsecond and survives the process, though not the machine: a flow on another machine does
+without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import re
+import struct
+import threading
+from contextlib import suppress
+from pathlib import Path
+from tempfile import gettempdir
+
+_SLOT = struct.Struct("<qq")  # position of the source, counted from 1, and of the item
+SLOTS = 1_024  # threads of a worker that are marked; a page or four
+SOURCE_ITSELF = -1
+
+
+def marks_path(run: str, address: str) -> Path:
+    """Where a worker keeps its marks of a run.
+
+    Example:
+        >>> marks_path("a1b2", "tcp://127.0.0.1:80").name
+        'evolve-marks-a1b2-tcp-127-0-0-1-80'
+    """
+    return Path(gettempdir(), f"evolve-marks-{run}-{re.sub('[^a-zA-Z0-9]+', '-', address)}")
+
+
+class Marks:
+    """The marks of one run on one worker; each thread has its own.
+
+    Args:
+        path: the file; it must not be there yet.
+
+    Raises:
+        OSError: the file cannot be made.
+
+    Example:
+        >>> path = marks_path("example", f"test-{os.getpid()}")
+        >>> marks = Marks(path)
+        >>> marks.at(3, 57)
+        >>> take_marks(path)
+        {(3, 57)}
+        >>> marks.close()
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Nobody else may have put something in its place: the folder is everybody's.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            os.ftruncate(descriptor, _SLOT.size * SLOTS)
+            self._memory = mmap.mmap(descriptor, _SLOT.size * SLOTS)
+        finally:
+            os.close(descriptor)
+        self._next = itertools.count()
+        self._mine = threading.local()
+
+    def at(self, source: int, item: int) -> None:
+        """Note that this thread begins an item, or a source (`SOURCE_ITSELF`)."""
+        _SLOT.pack_into(self._memory, self._place(), source + 1, item)
+
+    def clear(self) -> None:
+        """Note that this thread is at nothing."""
+        _SLOT.pack_into(self._memory, self._place(), 0, 0)
+
+    def close(self) -> None:
+        """Take the file away."""
+        with suppress(FileNotFoundError):  # a flow that took the worker for dead has read it
+            self._path.unlink()
+
+    def _place(self) -> int:
+        place: int | None = getattr(self._mine, "place", None)
+        if place is None:
+            place = self._mine.place = next(self._next) % SLOTS * _SLOT.size
+        return place
+
+
+def sweep_marks(run: str) -> None:
+    """Take away what dead workers on this machine left of a run, and nobody asked for."""
+    for path in Path(gettempdir()).glob(f"evolve-marks-{run}-*"):
+        path.unlink(missing_ok=True)
+
+
+def take_marks(path: Path) -> set[tuple[int, int]] | None:
+    """Read what the threads of a dead worker were at, and take the file away.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Positions of sources and items; `None` if there is no such file on this machine.
+    """
+    try:
+        content = path.read_bytes()
+        path.unlink()
+    except OSError:  # another machine's worker, or one that could not make it
+        return None
+    if len(content) != _SLOT.size * SLOTS:
+        return None
+    return {(source - 1, item) for source, item in _SLOT.iter_unpack(content) if source > 0}
