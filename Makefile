@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: run test unit lint bench bench-peers clean
+.PHONY: run test unit soak lint bench bench-peers clean
 .DEFAULT_GOAL := run
 
 $(READY): pyproject.toml constraints.txt
@@ -26,6 +26,10 @@ test: lint
 # Seconds, without a cluster.
 unit: $(READY)
 	$(BIN)/python -m pytest tests/unit
+
+# A hundred rounds in which workers, flows, the scheduler and the API are killed; prints a table.
+soak: $(READY)
+	$(BIN)/python -m tests.integration.faults --rounds 100
 
 lint: $(READY)
 	$(BIN)/ruff check .

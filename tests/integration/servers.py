@@ -46,7 +46,7 @@ class Server:
 
     def __init__(self, home: Path, port: int | None = None) -> None:
         self._home = home
-        self._port = port or _free_port()
+        self._port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}/api"
         self.log = home / "server.log"
@@ -81,7 +81,7 @@ class Server:
         self._process = None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
