@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import ExitStack, suppress
 from contextvars import copy_context
 
@@ -17,6 +18,9 @@ from evolve_tasks.workers.runtime import Runtime
 from evolve_tasks.workers.transport import Packed
 
 logger = logging.getLogger(__name__)
+
+# How long after its start a worker gets what others have died with; starting takes longer.
+SETTLED_S = 2.0
 
 
 def plugin_name(run: str) -> str:
@@ -51,10 +55,18 @@ class RunPlugin(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Note the worker; the rest waits until it is needed."""
         self._worker = worker
+        self._since = time.monotonic()
         self._lock = threading.Lock()
         self._runtime: Runtime | None = None
         self._template = copy_context()
         self._stack = ExitStack()
+
+    def settle(self) -> None:
+        """Wait until this worker has been here for a moment; before what may kill it.
+
+        A nanny does not start a worker again that dies before it has told that it is up.
+        """
+        time.sleep(max(0.0, self._since + SETTLED_S - time.monotonic()))
 
     def runtime(self) -> Runtime:
         """The run, ready: made by the first task of the run on this worker."""
@@ -99,8 +111,12 @@ class RunPlugin(WorkerPlugin):
             self._template.run(self._stack.close)
 
 
-def runtime_of(run: str) -> Runtime:
+def runtime_of(run: str, crashes: int = 0) -> Runtime:
     """The runtime of a run, inside a task on a worker.
+
+    Args:
+        run: unique name of the run.
+        crashes: workers that died with what is to be run.
 
     Raises:
         RuntimeError: this worker has not been told of the run, or not any more.
@@ -111,4 +127,6 @@ def runtime_of(run: str) -> Runtime:
             f"run {run} is not registered on worker {get_worker().address}: the flow that began "
             "it has ended"
         )
+    if crashes:
+        plugin.settle()
     return plugin.runtime()

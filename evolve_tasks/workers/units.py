@@ -23,7 +23,7 @@ def expand(run: str, call: ExpandCall) -> Expansion:
     if call.inline and ended_before(run, call):
         # Dask makes a list again that was lost. What was worked on in passing was reported.
         call = replace(call, inline=0)
-    return runtime_of(run).expand(call)
+    return runtime_of(run, call.crashes).expand(call)
 
 
 def measure(expansion: Expansion) -> Measure:
@@ -50,9 +50,9 @@ def cut(expansion: Expansion, call: ProcessCall) -> Slice:
 def process(run: str, call: ProcessCall, found: Expansion | Slice) -> BatchResult:
     """Run the last stage on some of the items that stay on the workers."""
     items = found.items if isinstance(found, Slice) else cut(found, call).items
-    return runtime_of(run).process(call, items)
+    return runtime_of(run, call.crashes).process(call, items)
 
 
 def process_items(run: str, call: ProcessCall, items: Packed) -> BatchResult:
     """Run the last stage on items that come along (`nested`)."""
-    return runtime_of(run).process(call, items.value())
+    return runtime_of(run, call.crashes).process(call, items.value())

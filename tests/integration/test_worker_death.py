@@ -227,25 +227,6 @@ def briefly(item: Item) -> int:
     return os.getpid()
 
 
-def test_a_single_worker_is_replaced(tmp_path: Path) -> None:
-    diary = str(tmp_path)
-
-    def body() -> Outcome:
-        return evolve(
-            [(diary, 3)],
-            hundred,
-            poison_is_item_57_of_3,
-            strategy="nested",
-            batch=10,
-            on_failure="ignore",
-        )
-
-    with LocalCluster(**{**CLUSTER, "n_workers": 1, "threads_per_worker": 1}) as cluster:
-        _, outcome = run(body, cluster)
-    assert outcome.counts.done == 99
-    assert outcome.failures[0].crashed
-
-
 def test_tasks_of_others_keep_the_patience_of_dask(tmp_path: Path, mortal: LocalCluster) -> None:
     """The first death is told to the run alone; what else is on the cluster is tried again."""
     diary = str(tmp_path)
