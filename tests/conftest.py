@@ -12,6 +12,7 @@ from collections.abc import Iterator
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="evolve-tests-")
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
 os.environ.pop("PREFECT_API_URL", None)
 
 import pytest

@@ -24,6 +24,8 @@ def prefect_environment(home: Path, url: str | None = None) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # Twenty seconds are not enough where other tests use the CPUs, too.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
     if url is not None:
         environment["PREFECT_API_URL"] = url
