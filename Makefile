@@ -21,7 +21,7 @@ run: $(READY)
 
 # Two files at a time: most tests wait for processes, and share none but with those of their file.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --timeout 600
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Seconds, without a cluster.
 unit: $(READY)
