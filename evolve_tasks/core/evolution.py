@@ -4,7 +4,11 @@ Rules, in the order in which they are looked at:
 
 1. Nothing starts once the run is stopped; what is in flight is still answered.
 2. What is in flight never exceeds the window: `in_flight` items (an expansion counts as one
-   for each item it expands), `units` units.
+   for each item it expands), `units` units. Where units alone are bounded and their sizes follow
+   durations, the first ones find these out (`probing`): `AHEAD` of them for each thread, and no
+   more of items than threads, because small units are dear. If nothing ends for a moment
+   (`waited`) what runs is long, and nothing is held back: a cluster that grows with its work has
+   to see it.
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
    sources. Within a depth, first come, first served. So memory follows a few paths of the
    tree, not the breadth of a level.
@@ -16,6 +20,8 @@ Rules, in the order in which they are looked at:
 5. An expansion starts only if the items it is expected to give fit into `buffered`, or if
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
    are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
+   Where only units are bounded, lists that are worked on where they are found do not wait:
+   expected is then what such expansions have left.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
    One that comes while something has to run alone (8) waits until that is over.
 7. How much goes into one unit is decided in `batching`, unless a number was given.
@@ -40,7 +46,7 @@ from evolve_tasks.core.actions import (
     Release,
     SourceDone,
 )
-from evolve_tasks.core.batching import Durations, inline_items, unit_size
+from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_size
 from evolve_tasks.core.budget import FailureBudget, Standing
 from evolve_tasks.core.suspects import Suspect, Suspects, divided, guilty, parts
 from evolve_tasks.errors import IllegalEvent
@@ -179,11 +185,14 @@ class Evolution:
         self._expansions = 0  # units of what is expanding
         self._expanded = 0
         self._fan_out_total = 0
+        self._left_by = 0.0  # expansions whose lists were to be worked on where they are found
+        self._left_total = 0.0  # items that they left all the same
         self._expansions_failed = 0
         self._pulling = 0
         self._sources_ended = False
         self._stop_due: str | None = None
         self._kept: set[int] = set()
+        self._hurried = False
         self._suspects = Suspects()
         self._alone: int | None = None  # unit beside which nothing may be in flight
 
@@ -213,6 +222,15 @@ class Evolution:
     def item_s(self) -> float | None:
         """Seconds that an item of the last stage takes; `None` before any was measured."""
         return self._durations[self._last].mean_s
+
+    @property
+    def probing(self) -> bool:
+        """Whether work is held back until it is known how long items take."""
+        if self._hurried or self._batch is not None or self._window.in_flight is not None:
+            return False
+        # Sources that give nothing have no items to be measured.
+        unknown = self._durations[0].mean_s is None or self._fan_out_total > 0
+        return unknown and self.item_s is None
 
     @property
     def pulling(self) -> bool:
@@ -282,6 +300,11 @@ class Evolution:
             self.tallies[self._last].discovered += found.size - found.ended
             self._open_list(unit, offset, self._last, offset, None, found)
         return self._fill(actions)
+
+    def waited(self) -> list[Action]:
+        """Nothing has ended for a moment: what runs is long, and nothing is held back for it."""
+        self._hurried = True
+        return self._fill([])
 
     def resize(self, window: Window) -> list[Action]:
         """Change the window, as when workers join or leave."""
@@ -366,6 +389,8 @@ class Evolution:
                 below.not_run += one.not_run
                 below.resumed += one.resumed
                 worked_on += one.ended - one.not_run - one.resumed
+                if action.inline:
+                    self._left(one.size - one.ended)
             begun += not (one.skipped or one.known)
             source = action.start + offset if action.stage == 0 else action.source
             parent = None if action.stage == 0 else (action.parent, action.offset)
@@ -602,7 +627,10 @@ class Evolution:
     def _room(self) -> int:
         """Items that may still be submitted."""
         window = self._window
-        if window.units is not None and len(self._units) + bool(self._pulling) >= window.units:
+        units = window.units
+        if units is not None and self.probing:
+            units = min(units, AHEAD * self._threads())
+        if units is not None and len(self._units) + bool(self._pulling) >= units:
             return 0
         if window.in_flight is not None:
             return window.in_flight - self._flying
@@ -674,6 +702,8 @@ class Evolution:
 
     def _process(self, actions: list[Action], leaves: deque[ListId], room: int) -> bool:
         """Submit the next batch; False if it has to wait for room, so that it stays whole."""
+        if self.probing and len(self._units) - self._expansions >= self._threads():
+            return False
         identity = leaves[0]
         entry = self._lists[identity]
         start, stop = entry.todo[0]
@@ -737,11 +767,29 @@ class Evolution:
         elif one.parent is not None:
             self._submit(actions, source, one.parent, one.start, one.stop, one.crashes)
 
+    def _left(self, items: int) -> None:
+        """Note what was left waiting of a list that was to be worked on where it was found."""
+        fading = MEMORY / (MEMORY + 1) if self._left_by > MEMORY else 1.0
+        self._left_by = self._left_by * fading + 1
+        self._left_total = self._left_total * fading + items
+
+    def _expected_to_wait(self) -> int:
+        """Items that an expansion is expected to leave waiting."""
+        fan_out = self._fan_out()
+        here = self._left_by and self._window.in_flight is None and self._batch is None
+        if here and self._last == 1 and fan_out <= inline_items(self.item_s):
+            return int(-(-self._left_total // self._left_by))
+        return fan_out
+
     def _may_expand(self) -> int:
         """Expansions that may begin: the items that they give are expected to fit."""
         free = self._buffered - self._waiting_items
-        fits = free // self._fan_out() - self._expanding  # more of them would not fit
-        return fits if self._expanding else max(1 if free >= 0 else 0, fits)
+        expected = self._expected_to_wait()
+        if free < 0:
+            return 0
+        fits = free // expected if expected else LARGEST_UNIT
+        fits -= self._expanding  # more of them would not fit
+        return fits if self._expanding else max(1, fits)
 
     def _may_expand_again(self) -> int:
         """The same for those that have begun before; there is no other way on than through them."""

@@ -158,6 +158,10 @@ class _Waiting:
             # Those that are not there yet go to the end: the order in which they come is not
             # that in which they ran.
             self._missing = rest + unknown
+            if unknown:
+                # The server records with what we leave it: an answer costs it as much as a run.
+                took_s = time.monotonic() - asked_at
+                time.sleep(min(LONGEST_PAUSE_S, 2 * took_s))
             if len(unknown) == len(page):
                 self._pause()
         return self._missing, self._unheard

@@ -17,6 +17,7 @@ from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.strategies.submitting import IDLE_S, Ended, Submitter, abandon
 from evolve_tasks.workers.calls import ExpandCall, Measure
+from evolve_tasks.workers.nested import PROBING_S
 
 
 async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Portion, None]:
@@ -76,8 +77,9 @@ class _Sources:
 
     async def _next(self) -> tuple[int, Answer] | BaseException | None:
         while True:
-            with anyio.move_on_after(IDLE_S):
+            with anyio.move_on_after(PROBING_S if self._run.core.probing else IDLE_S):
                 return await self._answers.get()
+            self._carry_out(self._run.core.waited())
             if self.ended.under_way():
                 await asyncio.to_thread(self._submitter.require_workers)
 

@@ -33,7 +33,7 @@ class Carrier(Protocol):
         ...
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
-        """Wait until at least one unit has ended; give all that have."""
+        """Wait until a unit has ended, give all that have; none if that takes long."""
         ...
 
     def close(self) -> None:
@@ -81,6 +81,8 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
                 todo.extend(run.tell(unit, answer))
             if run.interrupted:
                 return
+            if not answers:
+                todo.extend(run.core.waited())
     finally:
         if not over:
             run.core.stop("the run was left before its end")

@@ -32,7 +32,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.ended import forget_marks, mark_ended
 from evolve_tasks.workers.marks import sweep_marks
-from evolve_tasks.workers.nested import NestedCall, run_sources
+from evolve_tasks.workers.nested import PROBING_S, NestedCall, run_sources
 from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
 from evolve_tasks.workers.transport import Packed
@@ -361,7 +361,7 @@ class FutureCarrier:
         self.submitter.release(unit)
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
-        ended, arrivals = self.ended.wait(IDLE_S)
+        ended, arrivals = self.ended.wait(PROBING_S if self._run.core.probing else IDLE_S)
         if not (ended or arrivals) and self.ended.under_way():
             self.submitter.require_workers()
         answers: list[tuple[int, Answer]] = [(PULLED, arrival) for arrival in arrivals]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +30,9 @@ from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.priorities import PROCESS
 from evolve_tasks.workers.seceding import seceded
 from evolve_tasks.workers.transport import NOTHING, Packed
+
+# How long nothing may end while work is held back until it is known how long it takes.
+PROBING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,11 @@ class _Children:
                     self._submit(action)
             if core.finished:
                 return batches
-            action, sent, future = self._ended.get()
+            try:
+                action, sent, future = self._ended.get(timeout=PROBING_S if core.probing else None)
+            except Empty:
+                todo += core.waited()
+                continue
             batch = self._take(action, future)
             if batch is None:
                 # Who is guilty is found by the run, which sees all that is in flight.

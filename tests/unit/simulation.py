@@ -12,8 +12,9 @@ Where all fan-outs are F, and one is known, expected is F and so P <= buffered +
 Before one is known `UNKNOWN_FAN_OUT` is expected, so U <= max(1, buffered // UNKNOWN_FAN_OUT)
 expansions may be in flight, and W <= U * F until they are worked off; for F <= UNKNOWN_FAN_OUT
 that is below `buffered` anyway. Each further expanding stage may add one F, because inner items
-above the bound can only become fewer by being expanded. Fan-outs that differ allow no bound on W
-but on each start, which is checked for every program.
+above the bound can only become fewer by being expanded. Lists that are to be worked on where they
+are found do not count as long as such lists leave nothing; one that does allows no bound on W. Nor
+do fan-outs that differ, but on each start, which is checked for every program.
 
     python -m tests.unit.simulation 4711      # run seed 4711 and write down what happened
     python -m tests.unit.simulation 4711 2    # the same with two stages, whatever the seed says
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Assembly, Portion
-from evolve_tasks.core.batching import Durations, inline_items, unit_size
+from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_size
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import (
     AHEAD,
@@ -120,6 +121,7 @@ class Program:
     pulls_at_once: bool  # as the strategies do; otherwise sources come at any later time
     order: str  # which unit ends next: random, first, last, slow
     resizes: float
+    waits: float  # nothing ends for a moment
     stops: float
     stops_in_group: float
     crashes: float  # a worker dies, with some of what is in flight
@@ -184,6 +186,7 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         pulls_at_once=random.random() < 0.6,
         order=random.choice(("random", "random", "first", "last", "slow")),
         resizes=random.choice((0, 0, 0.02, 0.1)),
+        waits=random.choice((0, 0, 0.02, 0.2)),
         stops=random.choice((0, 0, 0, 0.02)),
         stops_in_group=random.choice((0, 0.5)),
         crashes=random.choice((0, 0, 0, 0.02, 0.1, 0.3)),
@@ -304,6 +307,9 @@ class Simulation:
         self._known = 0
         self._fan_outs = 0
         self._most_unknown = 0
+        self._hurried = False
+        self._left = self._left_of = 0.0  # of lists that were to be worked on where they are found
+        self._surprised = False
         self._lost = 0  # expansions that failed
         self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
         self._again: list[Suspect] = []  # what dead workers took down, and what waits for it
@@ -331,6 +337,10 @@ class Simulation:
             if chance < program.resizes:
                 self._window = _window(random, program.batch)
                 self._tell("resize", self._window)
+                continue
+            if random.random() < program.waits:
+                self._hurried = True
+                self._tell("waited")
                 continue
             if chance > 1 - program.stops:
                 self._stop("somebody asked for it")
@@ -518,6 +528,11 @@ class Simulation:
             above = within or (self._sources[source],)
             self._enter(action, offset, source, above, one)
             inline += one.ended - one.not_run - one.resumed
+            if action.inline and not (one.lost or one.skipped):
+                fading = 1.0 if self._left_of <= MEMORY else MEMORY / (MEMORY + 1)
+                self._left = self._left * fading + one.size - one.ended
+                self._left_of = self._left_of * fading + 1
+                self._surprised |= one.ended < one.size <= action.inline
         if not whole.alive:
             self._due[id(whole)] = whole
         if lost:
@@ -757,7 +772,16 @@ class Simulation:
     def _room(self) -> int:
         """Items that may be submitted."""
         (items, units), (most_items, most_units) = self._in_flight(), self._bounds
+        if self._probing():
+            most_units = min(most_units, AHEAD * self._busy_threads())
         return most_items - items if units < most_units else 0
+
+    def _probing(self) -> bool:
+        """Whether work is held back until it is known how long an item takes (rule 2)."""
+        sizes_follow = self.program.batch is None and self._window.in_flight is None
+        if self._hurried or not sizes_follow or self._durations[self._last].mean_s is not None:
+            return False
+        return self._fan_outs > 0 or self._durations[0].mean_s is None
 
     def _ceiling(self) -> int:
         if self._window.in_flight is None:
@@ -886,7 +910,9 @@ class Simulation:
         self._begin_unit(action)
 
     def _look_at_expansion(self, action: Action) -> None:
-        """Whether an expansion, or the pull before one, may begin now (rules 3 to 5)."""
+        """Whether an expansion, or the pull before one, may begin now (rules 2 to 5)."""
+        if self._room() <= 0:
+            self._broken(f"{action} where there is no room")
         if self._stopped:
             self._broken(f"{action} after the stop")
         if self._again or self._alone is not None:
@@ -907,9 +933,16 @@ class Simulation:
     def _expected(self) -> int:
         return max(1, -(-self._fan_outs // self._known)) if self._known else UNKNOWN_FAN_OUT
 
+    def _expected_to_wait(self) -> int:
+        """What of an expansion's items is expected to wait."""
+        item_s = self._durations[self._last].mean_s
+        units_alone = self._window.in_flight is None and self.program.batch is None
+        here = units_alone and self._last == 1 and self._expected() <= inline_items(item_s)
+        return -int(-self._left // self._left_of) if here and self._left_of else self._expected()
+
     def _fits(self, more: int) -> bool:
-        """Whether what so many further expansions are expected to give fits into the buffer."""
-        coming = (self._expanding + more) * self._expected()
+        """Whether what so many further expansions are expected to leave fits into the buffer."""
+        coming = (self._expanding + more) * self._expected_to_wait()
         return sum(self._waiting) + coming <= self.program.buffered
 
     def _may_expand(self) -> bool:
@@ -984,6 +1017,10 @@ class Simulation:
         first = items.todo[0]
         if (action.start, action.stop) != (first, first + size):
             self._broken(f"{action} is not the next batch, {first} to {first + size}")
+        if self._room() <= 0:
+            self._broken(f"{action} where there is no room")
+        if self._probing() and self._processing >= self._busy_threads():
+            self._broken(f"{action} beside {self._processing}, and nobody knows how long it takes")
         self._submit(items, size)
         self._begin_unit(action)
         self._processing += 1
@@ -1048,7 +1085,7 @@ class Simulation:
             own = self._tallies[stage]
             if [tally.discovered, tally.done, tally.failed, tally.resumed, tally.not_run] != own:
                 self._broken(f"stage {stage}: {tally}, counted were {own}")
-        if program.fan_out is not None and program.adopted is None:
+        if program.fan_out is not None and program.adopted is None and not self._surprised:
             size = program.fan_out
             unknown = min(self._most_unknown, max(1, program.buffered // UNKNOWN_FAN_OUT))
             bound = max(program.buffered + size, unknown * size) + (self._last - 1) * size
@@ -1092,7 +1129,8 @@ class Simulation:
             if one.stage == self._last:
                 return
         leaves = self._queues[self._last]
-        if leaves and self._batch_of(leaves[0]) <= room:
+        probed = self._probing() and self._processing >= self._busy_threads()
+        if leaves and not probed and self._batch_of(leaves[0]) <= room:
             self._broken(f"room for {room}, and items wait")
         more = any(self._waiting[1 : self._last]) or not (self._ended or self._pulling)
         wanted = self._expansions() < self._most_expansions()

@@ -19,7 +19,14 @@ from evolve_tasks.core.budget import (
     Ignore,
     Standing,
 )
-from evolve_tasks.core.evolution import AHEAD, LARGEST_UNIT, UNKNOWN_FAN_OUT, Evolution, Window
+from evolve_tasks.core.evolution import (
+    AHEAD,
+    LARGEST_GROUP,
+    LARGEST_UNIT,
+    UNKNOWN_FAN_OUT,
+    Evolution,
+    Window,
+)
 from evolve_tasks.errors import IllegalEvent
 
 
@@ -192,6 +199,39 @@ def test_an_expansion_and_a_pull_take_one_place_each() -> None:
     assert core.flying == 2
     assert core.ends() == []
     assert core.flying == 1, "the place of a pull that brought nothing is free again"
+
+
+def probing(batch: int | None = None, **options: Any) -> Core:
+    """A core that has asked for sources until it wants no more for now."""
+    core = evolution(in_flight=None, units=16, threads=2, batch=batch, buffered=10**6, **options)
+    actions = core.begin()
+    while actions and isinstance(actions[-1], Pull):
+        actions = core.sources_arrived(1)
+    return core
+
+
+def test_few_units_find_out_how_long_items_take() -> None:
+    core = probing()
+    assert core.flying == AHEAD * 2
+    assert core.expanded(0, [Found(90)], seconds=1e-3) == [process(4, 1, 0, 0, 0, 1)]
+    second = core.expanded(1, [Found(90)], seconds=1e-3)
+    assert second == [process(5, 1, 0, 0, 1, 2)]
+    assert core.expanded(2, [Found(90)], seconds=1e-3) == [], "as many items as threads"
+    assert core.probing
+    assert core.processed(4, seconds=1e-3), "now it is known"
+    assert not core.probing
+
+
+def test_nothing_is_held_back_where_it_takes_long() -> None:
+    core = probing()
+    assert core.waited() == [Pull(1)]
+    for _ in range(11):
+        core.sources_arrived(1)
+    assert core.flying == 16
+
+
+def test_nothing_is_held_back_where_the_sizes_are_given() -> None:
+    assert probing(batch=1).flying == 16
 
 
 def test_a_wider_window_is_used_at_once() -> None:
@@ -778,6 +818,19 @@ def test_a_group_is_no_more_than_the_buffer_is_expected_to_hold() -> None:
     core.comes()
     answer = core.expanded(0, [Found(10, 10)], seconds=1e-6, inline_s=100.0)
     assert answer[-1] == Pull(3), "ten of each"
+
+
+def test_lists_that_are_worked_on_where_they_are_found_do_not_wait() -> None:
+    core = evolution(in_flight=None, units=16, batch=None, buffered=30)
+    core.begin()
+    core.comes()
+    assert core.expanded(0, [Found(10, 10)], seconds=1e-6, inline_s=1e-5)[-1] == Pull(3)
+    core.sources_arrived(3)
+    assert core.expanded(1, [Found(10, 10)] * 3, inline_s=3e-5)[-1] == Pull(LARGEST_GROUP)
+    core.sources_arrived(LARGEST_GROUP)
+    left = [Found(10)] * 4 + [Found(10, 10)] * (LARGEST_GROUP - 4)
+    answer = core.expanded(2, left, inline_s=1e-2)
+    assert "Pull" not in kinds(answer), "those that were left all the same fill the buffer"
 
 
 def test_what_the_known_sources_will_give_is_expected() -> None:
