@@ -22,7 +22,8 @@ from benchmarks.sizes import Sizes
 from benchmarks.table import Row, Spread, short
 from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull
 from evolve_tasks.core.budget import Finish
-from evolve_tasks.core.evolution import Evolution, Window
+from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.core.window import Window
 
 TITLE = "The core alone"
 READING = (

@@ -21,9 +21,9 @@ def runner_on(address: str) -> Any:
 
 
 def evolved(
-    address: str, sources: Sequence[Any], stages: Sequence[Any], strategy: Strategy
+    address: str, sources: Sequence[Any], stages: Sequence[Any], strategy: Strategy, **more: Any
 ) -> tuple[float, list[Any]]:
-    """Evolve in a flow run of its own, with the default options.
+    """Evolve in a flow run of its own, with the default options but for those in `more`.
 
     Returns:
         Seconds from the call of `evolve` to its return, by when the API knows all task runs,
@@ -31,18 +31,19 @@ def evolved(
     """
     outcomes: list[Outcome] = []
     seconds: list[float] = []
+    options = {"strategy": strategy, "progress": False, **more}
 
     # Sources do not travel as parameters of the flow run: the API would store them.
     @flow(name=f"benchmark-{strategy}", task_runner=runner_on(address))
     def evolving() -> None:
         begun = time.perf_counter()
-        outcomes.append(evolve(sources, *stages, strategy=strategy, progress=False))
+        outcomes.append(evolve(sources, *stages, options=options))
         seconds.append(time.perf_counter() - begun)
 
     @flow(name=f"benchmark-{strategy}", task_runner=runner_on(address))
     async def evolving_async() -> None:
         begun = time.perf_counter()
-        outcomes.append(await aevolve(sources, *stages, strategy=strategy, progress=False))
+        outcomes.append(await aevolve(sources, *stages, options=options))
         seconds.append(time.perf_counter() - begun)
 
     if strategy == "async":

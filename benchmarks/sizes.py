@@ -45,6 +45,7 @@ class Sizes:
         skewed_beside: whether plain Dask and tasks run the skewed work, too.
         counts: items that go through `evolve_iter`.
         decisions: items in the simulation of the core.
+        journaled: what is worked on with a journal and without.
     """
 
     repeats: int
@@ -60,6 +61,7 @@ class Sizes:
     skewed_beside: bool
     counts: tuple[int, ...]
     decisions: int
+    journaled: Shape
 
 
 FULL = Sizes(
@@ -76,6 +78,7 @@ FULL = Sizes(
     skewed_beside=True,
     counts=(1_000, 10_000, 100_000, 1_000_000),
     decisions=10_000_000,
+    journaled=Shape(100, 1_000),
 )
 
 QUICK = Sizes(
@@ -92,6 +95,7 @@ QUICK = Sizes(
     skewed_beside=False,
     counts=(1_000, 10_000, 100_000),
     decisions=1_000_000,
+    journaled=Shape(20, 500),
 )
 
 SMOKE = Sizes(
@@ -108,4 +112,5 @@ SMOKE = Sizes(
     skewed_beside=True,
     counts=(100, 1_000),
     decisions=20_000,
+    journaled=Shape(2, 5),
 )

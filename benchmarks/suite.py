@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from benchmarks import core_alone, durations, first_result, growth, skew, stock, throughput
+from benchmarks import (
+    core_alone,
+    durations,
+    first_result,
+    growth,
+    journaling,
+    skew,
+    stock,
+    throughput,
+)
 from benchmarks.cluster import dask_cluster
 from benchmarks.machine import machine
 from benchmarks.running import Measuring, SectionModule
@@ -18,6 +27,7 @@ TWO_THREADS: dict[str, SectionModule] = {
     "durations": durations,
     "first": first_result,
     "growth": growth,
+    "journal": journaling,
     "core": core_alone,
 }
 SIX_THREADS: dict[str, SectionModule] = {"skew": skew}

@@ -14,6 +14,9 @@ FEW_ITEMS = Target(median_at_least=15)
 # Beside the stock runner, each item a task run of its own.
 TASK_RUNS = Target(median_at_least=10)
 
+# With a journal over without one.
+JOURNAL = Target(median_at_most=1.10)
+
 # Ray's rates over ours, item by item.
 RAY_ITEMS = Target(median_at_most=1 / 20)
 

@@ -18,6 +18,7 @@ from prefect.context import (
 from prefect_dask.task_runners import DaskTaskRunner
 
 from evolve_tasks.errors import ClusterUnfit, InvalidInput
+from evolve_tasks.versions import require_same_versions
 from evolve_tasks.workers.context import ContextPlugin, name_here, on_worker
 from evolve_tasks.workers.transport import Packed
 
@@ -115,8 +116,10 @@ def register(client: Client, plugin: WorkerPlugin | SchedulerPlugin) -> None:
     """Bring a plugin of ours to a cluster.
 
     Raises:
-        ClusterUnfit: the scheduler or a worker cannot take it, as without this package.
+        ClusterUnfit: the scheduler or a worker cannot take it, as without this package or with
+            another version of it.
     """
+    require_same_versions(client)
     try:
         client.register_plugin(plugin)
     except Exception as error:

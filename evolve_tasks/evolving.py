@@ -14,12 +14,14 @@ from distributed import KilledWorker
 from evolve_tasks.core.actions import Action, Expand, Found, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
-from evolve_tasks.core.evolution import Evolution, Window
+from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.suspects import MOST_DEATHS
+from evolve_tasks.core.window import Window
 from evolve_tasks.feeding import Arrival
 from evolve_tasks.naming import short_repr, source_label
-from evolve_tasks.options import EvolveOptions, FailurePolicy, RecordMode
+from evolve_tasks.options import EvolveOptions, FailurePolicy
 from evolve_tasks.outcome import Counts, Failure, StageCounts
+from evolve_tasks.record_ledger import RecordLedger
 from evolve_tasks.resuming import Recalled, Resuming
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import (
@@ -56,9 +58,6 @@ class Lost:
 Answer = Measure | BatchResult | NestedResult | Lost | Arrival
 
 PULLED = -1  # in place of a unit: what a `Pull` has brought
-
-LENT_TO = 4  # units of nested work that may spend the record budget at the same time
-UNBOUNDED = 2**31  # task runs that `record="items"` may spend
 
 
 class EvolvingRun:
@@ -109,6 +108,8 @@ class EvolvingRun:
         self.recorded: list[Recorded] = []
         self.sources: Iterator[Any] = iter(sources)
         self.resuming = resuming
+        takes = options.resources or {}
+        self._items_go_elsewhere = takes.get(stages[0].name) != takes.get(stages[-1].name)
         self._open: dict[int, tuple[Any, SourceCall]] = {}
         self._known: dict[int, tuple[int, Recalled]] = {}  # sources that a journal has in whole
         self._recalled: dict[int, Recalled] = {}  # and in part
@@ -182,7 +183,8 @@ class EvolvingRun:
             )
         # Items that are task runs of their own take too long to be worked on in passing.
         single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
-        inline = 0 if single or self.partly_known(action) else action.inline
+        apart = single or self.partly_known(action) or self._items_go_elsewhere
+        inline = 0 if apart else action.inline
         sources = tuple(call for _, call in entries)
         return ExpandCall(action.stage, sources, items, inline, recording, action.crashes)
 
@@ -498,78 +500,6 @@ def failure_budget(policy: FailurePolicy) -> FailureBudget:
             return Ignore()
         case _:
             return Bounded(policy.count, policy.ratio)
-
-
-class RecordLedger:
-    """Decides what is a Prefect task run of its own, and counts what that has cost.
-
-    Args:
-        mode: `options.record`.
-        budget: task runs that `"auto"` may spend before it records units.
-        sources_known: how many sources there are; `None` if nobody knows.
-    """
-
-    def __init__(self, mode: RecordMode, budget: int, sources_known: int | None) -> None:
-        self.mode = mode
-        self._left = budget
-        self._lent: dict[int, int] = {}
-        # Each source is one task run, and has an item at least: where that does not fit there
-        # is no use in beginning with single ones.
-        too_many = sources_known is not None and 2 * sources_known > budget
-        self.all_units = mode == "batches" or (mode == "auto" and too_many)
-
-    @property
-    def in_units(self) -> bool:
-        """Whether what is not recorded singly is recorded as a unit."""
-        return self.mode in ("auto", "batches")
-
-    @property
-    def item_allowance(self) -> int:
-        """How many more items may be task runs."""
-        if self.mode == "items":
-            return UNBOUNDED
-        return max(0, self._left) if self.mode == "auto" and not self.all_units else 0
-
-    def each_source(self, count: int, is_task: bool) -> bool:
-        """Whether each of some sources is a task run."""
-        return is_task and (self.mode == "sources" or self.each_item(count, is_task))
-
-    def each_item(self, count: int, is_task: bool, expected: int = 0) -> bool:
-        """Whether each of some items is a task run.
-
-        Args:
-            count: how many there are.
-            is_task: whether their stage is a task at all.
-            expected: items that are still to be worked on, as far as is known. Where they do
-                not fit there is no use in beginning: single runs are slow.
-        """
-        self.foresee(expected)
-        if not is_task or self.item_allowance < count:
-            return False
-        self.spent(count)
-        return True
-
-    def foresee(self, expected: int) -> None:
-        """Give up single runs for good where the items that are expected do not fit."""
-        if self.mode == "auto" and expected > self._left:
-            self.all_units = True
-
-    def lend(self, unit: int) -> int:
-        """Take a part of what is left for a unit that decides by itself."""
-        allowance = self.item_allowance
-        if self.mode == "auto":
-            allowance = -(-allowance // LENT_TO)
-            self._lent[unit] = allowance
-            self.spent(allowance)
-        return allowance
-
-    def give_back(self, unit: int, used: int) -> None:
-        """Take back what a unit was lent and did not use."""
-        self.spent(min(0, used - self._lent.pop(unit, used)))
-
-    def spent(self, count: int) -> None:
-        """Note that so many task runs were spent."""
-        self._left -= count
 
 
 def readable(answer: Answer) -> Answer:

@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from uuid import UUID
 
-from distributed import Client, Future
+from distributed import Client, Future, KilledWorker
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.states import Crashed
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from evolve_tasks.workers.context import on_worker
@@ -49,16 +50,19 @@ class EvolveFuture(PrefectDaskFuture[Any]):
         with self._aside():
             self._fetch(timeout)
             super().wait(timeout)
+            self._note_death()
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
         """Give the result of the task run, as soon as it has ended.
 
         Raises:
             TimeoutError: it has not ended within `timeout` seconds.
+            CrashedRun: each worker that it ran on died.
             Exception: what the task raised, unless `raise_on_failure` is false.
         """
         with self._aside():
             self._fetch(timeout)
+            self._note_death()
             return super().result(timeout, raise_on_failure)
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[Any]], None]) -> None:
@@ -82,6 +86,11 @@ class EvolveFuture(PrefectDaskFuture[Any]):
         self._wrapped_future.exception()  # waits, and fetches no result
         if self._wrapped_future.status == "finished":
             self._ended.fetch(self)
+
+    def _note_death(self) -> None:
+        """Take a task whose workers died for crashed, as Prefect calls it."""
+        if self._final_state is None and (death := death_of(self._wrapped_future)) is not None:
+            self._final_state = Crashed(message=death)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without what belongs to this process."""
@@ -143,6 +152,20 @@ class EndedFutures:
                 return
             if future is not None and not future.known and _finished(future):
                 yield future
+
+
+def death_of(future: Future[Any]) -> str | None:
+    """What happened to a submitted task whose workers died with it, in words; `None` if none."""
+    if future.status != "error":
+        return None
+    error = future.exception()
+    if not isinstance(error, KilledWorker):
+        return None
+    return (
+        f"{error.allowed_failures + 1} workers died while they ran it, the last one at "
+        f"{error.last_worker.address}: it was out of memory, or its code ends the process; the "
+        "worker's own log may say more"
+    )
 
 
 def _finished(future: EvolveFuture) -> bool:

@@ -135,7 +135,9 @@ class EvolveOptions(_Frozen):
         record_budget: task runs that `record="auto"` may spend on items (N >= 0). 500 keeps
             a run readable in the UI (its graph asks above 2,000 nodes) and costs a server
             on SQLite, at 30 to 40 task runs a second, about 15 s.
-        resources: worker resources by stage. Not available yet.
+        resources: Dask worker resources by stage, as `{"process_item": {"GPU": 1}}`: each unit
+            of the stage takes so much of what `dask worker --resources` offers. Where no worker
+            has it the run waits as long as for workers, and then raises.
         journal: durable record to resume from, in Prefect's result storage. `True`: this flow
             run and its retries. A name: every run that gives it, so that sources which are
             unchanged since an earlier run are not worked on again. `False`: none.
@@ -166,8 +168,9 @@ class EvolveOptions(_Frozen):
     record_budget: int = Field(
         default=500, ge=0, description='Task runs that record="auto" may spend on items.'
     )
-    resources: dict[str, dict[str, float]] | None = Field(
-        default=None, description="Dask worker resources by stage. Not available yet."
+    resources: dict[str, dict[str, Annotated[float, Field(gt=0)]]] | None = Field(
+        default=None,
+        description='Dask worker resources by stage, as {"process_item": {"GPU": 1}}.',
     )
     journal: bool | Annotated[str, Field(min_length=1)] = Field(
         default=False,
@@ -184,7 +187,6 @@ class EvolveOptions(_Frozen):
 
 
 _LATER: Final[Mapping[str, tuple[Any, str]]] = {
-    "resources": (None, "place the whole flow on suitable workers"),
     "unique": (False, "remove equal items in the expanding stage"),
     "limits.max_items": (None, "bound the sources that you give"),
     "limits.max_depth": (None, "give two stages, which have a fixed depth"),
@@ -300,6 +302,7 @@ _WAY_OUT: Final[Mapping[str, str]] = {
     "batch": '; give a number from 1, or "auto" to let measured durations decide',
     "record": "; leave it out to have it chosen by record_budget",
     "record_budget": "; give a number from 0",
+    "resources": '; give amounts above 0 by stage, as {"process_item": {"GPU": 1}}',
     "count": "; give a number from 0",
     "ratio": "; give a share from 0 to 1, as 0.05 for 5 %",
     "journal": "; give True for retries of this flow run, or a name that runs share",

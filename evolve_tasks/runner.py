@@ -27,8 +27,9 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from evolve_tasks.context import RunContexts
 from evolve_tasks.errors import InvalidInput
-from evolve_tasks.futures import EndedFutures, EvolveFuture
+from evolve_tasks.futures import EndedFutures, EvolveFuture, death_of
 from evolve_tasks.monitoring.cancelling import acknowledge
+from evolve_tasks.monitoring.crashes import end_killed
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.stages import function_name
 from evolve_tasks.workers.closing import QuietClosing
@@ -93,6 +94,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._ephemeral = False
         self._submitted: list[UUID] = []
         self._pending: dict[UUID, Future[Any]] = {}
+        self._killed: dict[UUID, tuple[Task[Any, Any], str]] = {}
         self._flow_run: FlowRun | None = None
         self._ended: EndedFutures | None = None
         self._cancelled: tuple[UUID, str] | None = None
@@ -256,16 +258,22 @@ class EvolveTaskRunner(DaskTaskRunner):
             resources=resources,
             pure=False,
         )
-        return self._noted(run_id, future)
+        return self._noted(task, run_id, future)
 
-    def _noted(self, run_id: UUID, future: Future[Any]) -> EvolveFuture:
+    def _noted(self, task: Task[Any, Any], run_id: UUID, future: Future[Any]) -> EvolveFuture:
         """Keep a future until it has ended: Dask drops a task whose future nobody holds."""
         if self._ephemeral:
             self._submitted.append(run_id)
         self._pending[run_id] = future
         if (context := FlowRunContext.get()) is not None:
             self._flow_run = context.flow_run
-        future.add_done_callback(lambda _: self._pending.pop(run_id, None))
+
+        def ended(future: Future[Any]) -> None:
+            if (death := death_of(future)) is not None:
+                self._killed[run_id] = task, death
+            self._pending.pop(run_id, None)
+
+        future.add_done_callback(ended)
         if (mine := children.get()) is not None:
             mine.append(future)
         if self._ended is None:
@@ -295,6 +303,10 @@ class EvolveTaskRunner(DaskTaskRunner):
                 self._end_pending(interrupted=args[0] is not None)
                 if self._contexts is not None:
                     self._contexts.close()
+                if self._killed:
+                    # Whoever ran them cannot tell; without us they would be Running for ever.
+                    crashed = end_killed(self._killed)
+                    self._submitted += [one for one in crashed if one not in self._submitted]
                 if self._submitted:
                     wait_until_recorded(self._submitted, self.logger)
                 if self._cancelled is not None:

@@ -6,7 +6,7 @@ Rules, in the order in which they are looked at:
 2. What is in flight never exceeds the window: `in_flight` items (an expansion counts as one
    for each item it expands), `units` units. Where units alone are bounded and their sizes follow
    durations, the first ones find these out (`probing`): `AHEAD` of them for each thread, and no
-   more of items than threads, because small units are dear. If nothing ends for a moment
+   more of items than threads or lists, because small units are dear. If nothing ends for a moment
    (`waited`) what runs is long, and nothing is held back: a cluster that grows with its work has
    to see it.
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from evolve_tasks.core.actions import (
     Action,
@@ -46,14 +46,13 @@ from evolve_tasks.core.actions import (
     Release,
     SourceDone,
 )
-from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_size
+from evolve_tasks.core.batching import Durations, inline_items, unit_size
 from evolve_tasks.core.budget import FailureBudget, Standing
+from evolve_tasks.core.fan_outs import FanOuts
+from evolve_tasks.core.lists import ListId, OpenList, StageTally
 from evolve_tasks.core.suspects import Suspect, Suspects, divided, guilty, parts
+from evolve_tasks.core.window import Window
 from evolve_tasks.errors import IllegalEvent
-
-# Before the first expansion has ended nobody knows a fan-out. 100 lets a hundred parses begin
-# at once under the default bound of 10,000, and one at a time where the bound is below 200.
-UNKNOWN_FAN_OUT = 100
 
 # Expansions in flight for each thread, where no item waits: one that runs, and one behind it while
 # the flow is told. And lists that wait for each thread: enough work to hide a long parse behind.
@@ -68,65 +67,6 @@ LARGEST_GROUP = 1_000
 
 # Items in one unit at the most, where only units are bounded: beyond it nothing is gained.
 LARGEST_UNIT = 100_000
-
-ListId = tuple[int, int]  # the unit that gave it, and its place among that unit's lists
-
-
-@dataclass(slots=True)
-class _List:
-    """The items that one expansion gave."""
-
-    stage: int  # the stage that works on them
-    source: int
-    parent: ListId | None
-    size: int
-    todo: deque[tuple[int, int]]  # ranges of items that were not submitted
-    open: int  # items that have not ended, with all that came from them
-    crashes: int = 0  # a worker died where these items may have been at work already
-
-    @property
-    def waiting(self) -> int:
-        """Items that were not submitted."""
-        return sum(stop - start for start, stop in self.todo)
-
-    def take(self, most: int) -> tuple[int, int]:
-        """Submit the next consecutive items, up to `most` of them."""
-        start, end = self.todo.popleft()
-        stop = min(end, start + most)
-        if stop < end:
-            self.todo.appendleft((stop, end))
-        return start, stop
-
-
-@dataclass(slots=True)
-class StageTally:
-    """What became of the items of one stage, while it runs."""
-
-    discovered: int = 0
-    done: int = 0
-    failed: int = 0
-    resumed: int = 0
-    not_run: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """How much may be in flight; at least one of both bounds is given.
-
-    Args:
-        in_flight: items (N >= 1); `None` bounds units alone.
-        units: units (N >= 1); `None` bounds items alone.
-        threads: worker threads that want work.
-    """
-
-    in_flight: int | None = None
-    units: int | None = None
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        bounds = [bound for bound in (self.in_flight, self.units) if bound is not None]
-        if not bounds or min(bounds) < 1:
-            raise IllegalEvent(f"{self} lets nothing start, or everything at once")
 
 
 class Evolution:
@@ -174,7 +114,7 @@ class Evolution:
         self._durations = [Durations() for _ in range(stages)]
         if item_s is not None:
             self._durations[self._last].add(1, item_s)
-        self._lists: dict[ListId, _List] = {}
+        self._lists: dict[ListId, OpenList] = {}
         self._lists_of: dict[int, int] = {}  # lists of a unit that are still open
         self._waiting: list[deque[ListId]] = [deque() for _ in range(stages)]
         self._waiting_items = 0
@@ -183,10 +123,7 @@ class Evolution:
         self._flying = 0
         self._expanding = 0
         self._expansions = 0  # units of what is expanding
-        self._expanded = 0
-        self._fan_out_total = 0
-        self._left_by = 0.0  # expansions whose lists were to be worked on where they are found
-        self._left_total = 0.0  # items that they left all the same
+        self._fan_outs = FanOuts()
         self._expansions_failed = 0
         self._pulling = 0
         self._sources_ended = False
@@ -229,7 +166,7 @@ class Evolution:
         if self._hurried or self._batch is not None or self._window.in_flight is not None:
             return False
         # Sources that give nothing have no items to be measured.
-        unknown = self._durations[0].mean_s is None or self._fan_out_total > 0
+        unknown = self._durations[0].mean_s is None or self._fan_outs.total > 0
         return unknown and self.item_s is None
 
     @property
@@ -241,9 +178,9 @@ class Evolution:
     def expected_items(self) -> int:
         """Items of the last stage that wait, and that known sources are expected to give."""
         to_come = (self._sources_known or 0) - self.tallies[0].discovered
-        if not self._expanded or to_come <= 0:
+        if not self._fan_outs.known or to_come <= 0:
             return self._waiting_items
-        return self._waiting_items + to_come * self._fan_out()
+        return self._waiting_items + to_come * self._fan_outs.expected
 
     @property
     def sources(self) -> int:
@@ -381,8 +318,7 @@ class Evolution:
             else:
                 tally.done += not one.known
                 tally.resumed += one.known
-                self._expanded += 1
-                self._fan_out_total += one.size
+                self._fan_outs.add(one.size)
                 below.discovered += one.size
                 below.done += one.ended - one.failed - one.not_run - one.resumed
                 below.failed += one.failed
@@ -390,7 +326,7 @@ class Evolution:
                 below.resumed += one.resumed
                 worked_on += one.ended - one.not_run - one.resumed
                 if action.inline:
-                    self._left(one.size - one.ended)
+                    self._fan_outs.add_left(one.size - one.ended)
             begun += not (one.skipped or one.known)
             source = action.start + offset if action.stage == 0 else action.source
             parent = None if action.stage == 0 else (action.parent, action.offset)
@@ -551,13 +487,13 @@ class Evolution:
         identity = unit, offset
         ranges = found.ranges()
         if found.orphaned:
-            self._lists[identity] = _List(stage, source, parent, found.size, deque(), left)
+            self._lists[identity] = OpenList(stage, source, parent, found.size, deque(), left)
             for start, stop in ranges:
                 lost = Suspect(stage, source, identity, start, stop, crashes + 1)
                 for part in parts(lost):
                     self._suspects.add(part, self._last)
         else:
-            self._lists[identity] = _List(
+            self._lists[identity] = OpenList(
                 stage, source, parent, found.size, deque(ranges), left, crashes
             )
             self._waiting[stage].append(identity)
@@ -637,12 +573,6 @@ class Evolution:
         # A batch that was given stays whole, also where it is larger.
         return max(LARGEST_UNIT, self._batch or 0)
 
-    def _fan_out(self) -> int:
-        """Items that an expansion is expected to give."""
-        if not self._expanded:
-            return UNKNOWN_FAN_OUT
-        return max(1, -(-self._fan_out_total // self._expanded))
-
     def _fill(self, actions: list[Action]) -> list[Action]:
         """Use the room in the window, by the rules at the top of this file."""
         if self._stop_due is not None:
@@ -675,6 +605,11 @@ class Evolution:
         bounds = (window.threads, window.in_flight, window.units)
         return max(1, min(bound for bound in bounds if bound is not None))
 
+    def _most_probes(self) -> int:
+        """Units of items that may be in flight before it is known how long an item takes."""
+        # Lists are at different workers, and items where their list is.
+        return max(self._threads(), self._fan_outs.known)
+
     def _most_expansions(self, lists: int) -> int:
         """Expansions that may be in flight while the items of so many lists wait."""
         threads = self._threads()
@@ -702,7 +637,7 @@ class Evolution:
 
     def _process(self, actions: list[Action], leaves: deque[ListId], room: int) -> bool:
         """Submit the next batch; False if it has to wait for room, so that it stays whole."""
-        if self.probing and len(self._units) - self._expansions >= self._threads():
+        if self.probing and len(self._units) - self._expansions >= self._most_probes():
             return False
         identity = leaves[0]
         entry = self._lists[identity]
@@ -767,19 +702,13 @@ class Evolution:
         elif one.parent is not None:
             self._submit(actions, source, one.parent, one.start, one.stop, one.crashes)
 
-    def _left(self, items: int) -> None:
-        """Note what was left waiting of a list that was to be worked on where it was found."""
-        fading = MEMORY / (MEMORY + 1) if self._left_by > MEMORY else 1.0
-        self._left_by = self._left_by * fading + 1
-        self._left_total = self._left_total * fading + items
-
     def _expected_to_wait(self) -> int:
         """Items that an expansion is expected to leave waiting."""
-        fan_out = self._fan_out()
-        here = self._left_by and self._window.in_flight is None and self._batch is None
-        if here and self._last == 1 and fan_out <= inline_items(self.item_s):
-            return int(-(-self._left_total // self._left_by))
-        return fan_out
+        fan_outs = self._fan_outs
+        here = self._last == 1 and self._batch is None and self._window.in_flight is None
+        if here and fan_outs.expected <= inline_items(self.item_s):
+            return fan_outs.expected_left
+        return fan_outs.expected
 
     def _may_expand(self) -> int:
         """Expansions that may begin: the items that they give are expected to fit."""
@@ -833,13 +762,17 @@ class Evolution:
         parse_s = self._durations[0].mean_s
         item_s = self._durations[self._last].mean_s
         # Lists are worked on where they are found only once the duration of an item is known.
-        if parse_s is None or (item_s is None and self._fan_out_total):
+        if parse_s is None or (item_s is None and self._fan_outs.total):
             return 1
-        # A source whose items are worked on elsewhere costs the unit its parse alone.
-        fan_out = self._fan_out()
-        here_s = fan_out * item_s if item_s is not None and fan_out <= inline_items(item_s) else 0.0
+        fan_out, threads = self._fan_outs.expected, self._window.threads
+        here = item_s is not None and fan_out <= inline_items(item_s)
         left = None
+        ceiling = min(LARGEST_GROUP, self._ceiling())
         if self._sources_known is not None:
             left = max(1, self._sources_known - self.tallies[0].discovered)
-        ceiling = min(LARGEST_GROUP, self._ceiling())
-        return unit_size(parse_s + here_s, left, self._window.threads, ceiling)
+            if item_s is not None and not here:
+                # Dask gives items to the worker that has their list: lists have to be spread.
+                ceiling = min(ceiling, -(-left // (AHEAD * threads)))
+        # A source whose items are worked on elsewhere costs the unit its parse alone.
+        here_s = fan_out * item_s if item_s is not None and here else 0.0
+        return unit_size(parse_s + here_s, left, threads, ceiling)

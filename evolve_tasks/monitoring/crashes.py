@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
+from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.filters import (
@@ -70,18 +71,7 @@ def tell_for_the_dead(
     lost = [one for one in recorded if one.run_id in missing]
     if not lost:
         return
-    known: dict[UUID, TaskRun] = {}
-    ids = [one.run_id for one in lost]
-    with get_client(sync_client=True) as client:
-        for start in range(0, len(ids), PAGE):
-            for found in client.read_task_runs(
-                task_run_filter=TaskRunFilter(
-                    id=TaskRunFilterId(any_=ids[start : start + PAGE]),
-                ),
-                sort=TaskRunSort.ID_DESC,
-                limit=PAGE,
-            ):
-                known[found.id] = found
+    known = _known([one.run_id for one in lost])
     for one in lost:
         stage = stages[one.stage]
         if stage.task is None:
@@ -94,6 +84,41 @@ def tell_for_the_dead(
         "told now",
         len(lost),
     )
+
+
+def end_killed(killed: Mapping[UUID, tuple[Task[Any, Any], str]]) -> list[UUID]:
+    """Say of submitted tasks that they crashed; called in the flow.
+
+    Args:
+        killed: task and what happened, by id of the task run.
+
+    Returns:
+        The ids of those N >= 0 whose end the API did not know.
+    """
+    known = _known(list(killed))
+    ended = []
+    for run_id, (task, message) in killed.items():
+        task_run = known.get(run_id) or new_task_run(task, run_id=run_id, name=task.name)
+        if task_run.state is None or not task_run.state.is_final():
+            _end(task_run, Crashed(message=message))
+            ended.append(run_id)
+    return ended
+
+
+def _known(ids: Sequence[UUID]) -> dict[UUID, TaskRun]:
+    """The task runs that the API knows, of those that are asked for."""
+    known: dict[UUID, TaskRun] = {}
+    with get_client(sync_client=True) as client:
+        for start in range(0, len(ids), PAGE):
+            for found in client.read_task_runs(
+                task_run_filter=TaskRunFilter(
+                    id=TaskRunFilterId(any_=list(ids[start : start + PAGE])),
+                ),
+                sort=TaskRunSort.ID_DESC,
+                limit=PAGE,
+            ):
+                known[found.id] = found
+    return known
 
 
 def end_what_died(

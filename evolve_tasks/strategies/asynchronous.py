@@ -80,8 +80,8 @@ class _Sources:
             with anyio.move_on_after(PROBING_S if self._run.core.probing else IDLE_S):
                 return await self._answers.get()
             self._carry_out(self._run.core.waited())
-            if self.ended.under_way():
-                await asyncio.to_thread(self._submitter.require_workers)
+            if under_way := self.ended.under_way():
+                await asyncio.to_thread(self._submitter.require_workers, under_way)
 
     def cancel(self) -> None:
         """End the coroutines that are left."""

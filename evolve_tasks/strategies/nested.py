@@ -7,14 +7,16 @@ of them together stay within it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from evolve_tasks.core.actions import Expand
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
-from evolve_tasks.core.evolution import Window
+from evolve_tasks.core.window import Window
 from evolve_tasks.evolving import EvolvingRun, failure_budget
+from evolve_tasks.options import EvolveOptions
+from evolve_tasks.stages import Stage
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.strategies.submitting import FutureCarrier, Submitter
 from evolve_tasks.workers.calls import ExpandCall
@@ -57,6 +59,20 @@ def shares(in_flight: int | None, threads: int) -> Shares | None:
     return Shares(units=units, items=in_flight // units)
 
 
+def flow_sends_items(options: EvolveOptions, stages: Sequence[Stage]) -> str | None:
+    """Why the flow sends items itself, though the strategy is `nested`; `None` if it does not.
+
+    A journal is written by the flow, and has to have each item before it counts as done: what a
+    source keeps to itself until its end would be done again. And a source that waits for its
+    items holds the resources that its stage takes, which they may need.
+    """
+    if options.journal:
+        return "a journal has to have each item as soon as it ends"
+    if (options.resources or {}).get(stages[0].name):
+        return f"{stages[0].name} would hold its resources while its items run"
+    return None
+
+
 def run_nested(
     run: EvolvingRun, submitter: Submitter, share: Shares | None, threads: int
 ) -> Generator[Portion, None, None]:
@@ -72,11 +88,11 @@ class _NestedCarrier(FutureCarrier):
         self._share = share
         self._threads = threads
         self._budget = _within_source(failure_budget(run.options.on_failure))
+        self._sends_items = flow_sends_items(run.options, run.stages)
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
-        if action.crashes or self._run.partly_known(action):
-            # The run itself sends its items: they must not be lost with their source again, and
-            # the run alone knows which of them a journal has.
+        if action.crashes or self._sends_items:
+            # The run itself sends its items: they must not be lost with their source again.
             super().expand(action, call)
             return
         ledger, threads = self._run.ledger, self._threads

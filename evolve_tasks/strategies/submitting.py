@@ -10,9 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-import dask
 import distributed
-from dask.utils import parse_timedelta
 from distributed import Client, Future
 
 from evolve_tasks.context import register
@@ -21,6 +19,7 @@ from evolve_tasks.errors import ClusterLost, InvalidInput
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
+from evolve_tasks.strategies.serving import Serving, address_of
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
     ExpandCall,
@@ -45,11 +44,6 @@ ABANDON_S = 5.0
 
 # How long nothing may end before it is asked whether there are workers at all.
 IDLE_S = 5.0
-
-# How long a run goes on without any worker, unless Dask's own setting says otherwise: adaptive
-# clusters may need some minutes for their first machine.
-NO_WORKERS_S = 300.0
-
 
 # A list that is so many times as long as a batch of it does not travel as a whole: cutting the
 # batch out costs a Dask task of its own, about a millisecond.
@@ -81,8 +75,9 @@ class Submitter:
         self._orphans: dict[tuple[int, int], list[Orphans]] = {}
         self._again = 0
         self._marked = False
-        self._empty_since: float | None = None
         self._stopped = False
+        self._serving = Serving(client, spec.resources)
+        self._nests = False
 
     def open(self) -> None:
         """Bring the run to the workers.
@@ -103,6 +98,10 @@ class Submitter:
         names = [plugin_name(self._run), *([self._context] if self._context else [])]
         # One for each run, so that tasks of others are left as they are.
         register(self.client, RunWatch(self._run, self.client.id, names))
+
+    def missing(self) -> str | None:
+        """What no worker offers at this moment and a stage takes, in words."""
+        return self._serving.missing()
 
     def close(self) -> None:
         """Take it away again; the workers send what they still hold for the API."""
@@ -188,6 +187,7 @@ class Submitter:
                 replace(call, inline=0),
                 key=(f"again-{self._stages[call.stage].name}-{self._run}", unit, self._again),
                 priority=PROCESS,
+                resources=self._spec.resources.get(self._stages[call.stage].name),
                 pure=False,
             )
         return expansion
@@ -204,6 +204,7 @@ class Submitter:
 
     def nested(self, unit: int, call: NestedCall, *, kept: bool) -> Future[Any]:
         """Submit a source as one task that submits its items itself."""
+        self._nests = True
         stage = self._stages[call.expand.stage]
         priority = NESTED if kept else EXPAND
         return self._submit(stage, unit, run_sources, self._run, call, priority=priority)
@@ -223,24 +224,16 @@ class Submitter:
         self._stopped = True
         self.client.register_plugin(StopMark(), name=stop_name(self._run))
 
-    def require_workers(self) -> None:
-        """Asked now and then while nothing ends.
-
-        Raises:
-            ClusterLost: there has been no worker for `no_workers_s()`.
-        """
-        if self.client.nthreads():
-            self._empty_since = None
-            return
-        now = time.monotonic()
-        self._empty_since = self._empty_since or now
-        if now - self._empty_since >= no_workers_s():
-            raise ClusterLost(
-                f"no worker has been connected to the scheduler at {_address(self.client)} for "
-                f"{no_workers_s():.0f} s, and the run cannot go on: start workers, or see in their "
-                "logs why they ended, and run the flow again (Dask's setting "
-                "distributed.scheduler.no-workers-timeout says how long to wait)"
-            )
+    def require_workers(self, under_way: Iterable[Future[Any]]) -> None:
+        """Asked now and then while nothing ends; `Serving.require` says what it raises."""
+        stages = {stage.name for stage in self._stages}
+        # Keys say what they are of; a measure waits for its expansion.
+        keys: list[Any] = [future.key for future in under_way]
+        names = {str(key[0]).removesuffix(f"-{self._run}") for key in keys}
+        if "measure" in names:
+            names.add(self._stages[0].name)
+        # What a source of `nested` waits for is under way at its worker, and not seen from here.
+        self._serving.require(stages if self._nests else names & stages)
 
     def take(self, futures: Sequence[Future[Any]]) -> list[Answer]:
         """Fetch the results of futures that have ended, and release them.
@@ -269,7 +262,7 @@ class Submitter:
         except (distributed.CancelledError, distributed.client.FutureCancelledError) as error:
             raise ClusterLost(
                 f"Dask cancelled {future.key!r}: the connection to the scheduler at "
-                f"{_address(self.client)} was lost, or somebody cancelled the run's tasks there; "
+                f"{address_of(self.client)} was lost, or somebody cancelled the run's tasks there; "
                 "see that the scheduler is up and run the flow again"
             ) from error
         except Exception as error:
@@ -284,6 +277,7 @@ class Submitter:
             *arguments,
             key=(f"{stage.name}-{self._run}", unit),
             priority=priority,
+            resources=self._spec.resources.get(stage.name),
             pure=False,
         )
 
@@ -363,7 +357,7 @@ class FutureCarrier:
     def answers(self) -> Iterable[tuple[int, Answer]]:
         ended, arrivals = self.ended.wait(PROBING_S if self._run.core.probing else IDLE_S)
         if not (ended or arrivals) and self.ended.under_way():
-            self.submitter.require_workers()
+            self.submitter.require_workers(self.ended.under_way())
         answers: list[tuple[int, Answer]] = [(PULLED, arrival) for arrival in arrivals]
         if not ended:
             return answers
@@ -399,12 +393,6 @@ def abandon(submitter: Submitter, ended: Ended) -> None:
         submitter.client.cancel(rest, asynchronous=False)
 
 
-def no_workers_s() -> float:
-    """Seconds that a run goes on without any worker."""
-    given = dask.config.get("distributed.scheduler.no-workers-timeout", None)
-    return NO_WORKERS_S if given is None else float(parse_timedelta(given))
-
-
 def new_run_name() -> str:
     """A unique name for a run: short enough for keys, long enough never to meet another."""
     return uuid4().hex[:12]
@@ -416,8 +404,3 @@ def _unpicklable(stage: Stage) -> str:
     except Exception as error:
         return f"{stage.name} cannot ({type(error).__name__}: {error})"
     return f"{stage.name} can"
-
-
-def _address(client: Client) -> str:
-    scheduler = client.scheduler
-    return str(scheduler.address) if scheduler is not None else "an unknown address"

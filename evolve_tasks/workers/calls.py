@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -26,6 +27,7 @@ class RunSpec:
         fail_fast: a unit ends at its first failure.
         terminal_pid: process that shows progress on its terminal, if one does.
         journaled: the flow wants a token of the items that each source gives.
+        resources: Dask worker resources that a unit takes, by stage.
     """
 
     run: str
@@ -35,6 +37,7 @@ class RunSpec:
     fail_fast: bool = False
     terminal_pid: int | None = None
     journaled: bool = False
+    resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from evolve_tasks.naming import short_repr
@@ -26,6 +27,21 @@ def failure_from(
         traceback="".join(_trace(error))[-LONG:],
         attempts=max(1, attempts),
     )
+
+
+def made_speakable(error: Exception) -> None:
+    """Give an error a text, if it raises when it is asked for its own.
+
+    Prefect's engine asks, and would fail over it with a task run that is never ended.
+    """
+    try:
+        str(error), repr(error)
+    except Exception as second:
+        kind = type(error)
+        text = f"<{kind.__name__} whose text raises {type(second).__name__}>"
+        spoken = {"__str__": lambda _: text, "__repr__": lambda _: text}
+        with suppress(TypeError):  # a class that nothing can be derived from
+            error.__class__ = type(kind.__name__, (kind,), spoken)
 
 
 def own_frames(frames: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:

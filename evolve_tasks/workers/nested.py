@@ -12,7 +12,8 @@ from distributed import Client, Future, KilledWorker, get_client
 
 from evolve_tasks.core.actions import Action, Found, Process
 from evolve_tasks.core.budget import FailureBudget
-from evolve_tasks.core.evolution import Evolution, Window
+from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.core.window import Window
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
     BatchResult,
@@ -77,7 +78,9 @@ class _Children:
         self._run = run
         self._call = call
         self._expansion = expansion
-        self._stage = runtime_of(run).spec.stages[-1]
+        spec = runtime_of(run).spec
+        self._stage = spec.stages[-1]
+        self._resources = spec.resources.get(self._stage.name)
         # A parent that runs again after its worker died must not meet its old children.
         self._attempt = uuid4().hex[:8]
         self._allowance = call.allowance
@@ -160,6 +163,7 @@ class _Children:
                 self._attempt,
             ),
             priority=PROCESS,
+            resources=self._resources,
             pure=False,
         )
         future.add_done_callback(lambda ended: self._ended.put((action, call, ended)))

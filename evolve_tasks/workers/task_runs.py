@@ -27,6 +27,7 @@ from prefect.transactions import AsyncTransaction, Transaction
 from prefect.utilities.annotations import quote
 from prefect.utilities.callables import call_with_parameters, get_call_parameters
 
+from evolve_tasks.workers.failing import made_speakable
 from evolve_tasks.workers.timed import TimedThreads
 
 R = TypeVar("R")
@@ -391,6 +392,10 @@ class _SyncEngine(SyncTaskRunEngine[Any, Any]):
         self.handle_success(result, transaction=transaction)
         return result
 
+    def handle_exception(self, exc: Exception) -> None:
+        made_speakable(exc)
+        super().handle_exception(exc)
+
     def _call(self) -> Any:
         return _checked(self.check, call_with_parameters(self.task.fn, self.parameters or {}))
 
@@ -399,6 +404,10 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
     """The same for async tasks."""
 
     check: Check
+
+    async def handle_exception(self, exc: Exception) -> None:
+        made_speakable(exc)
+        await super().handle_exception(exc)
 
     async def handle_success(self, result: Any, transaction: AsyncTransaction) -> Any:
         return await super().handle_success(_checked(self.check, result), transaction)

@@ -4,6 +4,9 @@ It tells the run of a worker's death at once. Dask runs a task again on other wo
 when the fourth has died with it; by then a poisonous item has taken down four workers, each time
 with all that ran beside it, and nobody has looked which item of the batch it was.
 
+It evens out queues. Items go to the worker that has their list, and Dask moves them to one that
+has nothing to do once a second: too late for units of a tenth of a second, of which some wait.
+
 And it clears up after a flow that died: what is queued does not begin, and nothing of the run
 stays on the cluster.
 """
@@ -19,6 +22,9 @@ from distributed import Scheduler, SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
 from evolve_tasks.workers.plugin import StopMark, stop_name
+
+# How often queues are evened out at the most; Dask itself did so ten times a second for years.
+EVEN_OUT_S = 0.1
 
 CLEARING_S = 60.0  # how long units that run already may take to see that they have been left
 PAUSE_S = 0.5
@@ -46,9 +52,12 @@ class RunWatch(SchedulerPlugin):
         self._client = client
         self._plugins = plugins
         self._clearing: asyncio.Task[None] | None = None
+        self._scheduler: Scheduler | None = None
+        self._evened_out = 0.0
 
     async def start(self, scheduler: Scheduler) -> None:
         """Hold back what the scheduler would say of our tasks: that four workers died."""
+        self._scheduler = scheduler
         # A function of the module: the logger keeps it once, however many runs there are.
         logging.getLogger("distributed.scheduler").addFilter(worth_logging)
 
@@ -63,6 +72,22 @@ class RunWatch(SchedulerPlugin):
                 task = scheduler.tasks.get(key)
                 if task is not None:
                     task.suspicious = scheduler.allowed_failures
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        """Look for a queue to even out when one of our tasks has ended: its worker may be idle."""
+        if start != "processing" or self._scheduler is None or not self._scheduler.idle:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._evened_out >= EVEN_OUT_S and self._is_ours(key):
+            self._evened_out = loop.time()
+            # Not in the middle of a transition.
+            loop.call_soon(self._even_out, self._scheduler)
+
+    @staticmethod
+    def _even_out(scheduler: Scheduler) -> None:
+        stealing = scheduler.extensions.get("stealing")
+        if stealing is not None:  # somebody may have switched it off
+            stealing.balance()
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Clear up when the flow is gone without having done so: it was killed."""

@@ -1,4 +1,4 @@
-"""Runs that are cancelled, killed or left without workers end soon, and leave nothing behind."""
+"""Runs that are cancelled or killed end soon, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -8,33 +8,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dask
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.states import Cancelling
 
-from evolve_tasks import ClusterLost, ClusterUnfit, EvolveTaskRunner, RunCancelled, evolve
-from tests.conformance.flows import in_flow
+from evolve_tasks import EvolveTaskRunner, RunCancelled, evolve
 from tests.integration.servers import prefect_environment
+from tests.integration.waiting import until
 
 STRATEGIES = ["sequential", "as_completed", "async", "nested"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
-
-
-def until(condition: Callable[[], Any], what: str, limit_s: float = 60) -> None:
-    give_up = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < give_up, f"it did not happen that {what}"
-        time.sleep(0.05)
 
 
 def begun(diary: Path) -> int:
@@ -152,61 +143,3 @@ def test_a_flow_that_dies_leaves_the_cluster_clean(
         process.wait()
     with Client(process_workers, set_as_default=False) as client:
         until(lambda: not own(client), "nothing is left on the cluster")
-
-
-def test_a_run_without_workers_ends_with_a_clear_error(tmp_path: Path) -> None:
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
-
-        def leave() -> None:
-            until(lambda: begun(tmp_path) >= 5, "it works")
-            cluster.scale(0)
-
-        leaver = threading.Thread(target=leave)
-        leaver.start()
-        with (
-            dask.config.set({"distributed.scheduler.no-workers-timeout": "2s"}),
-            pytest.raises(ClusterLost, match=r"no worker .* for 2 s"),
-        ):
-            in_flow(
-                EvolveTaskRunner(address=cluster.scheduler_address),
-                lambda: evolve([str(tmp_path)], many, slowly),
-            )
-        leaver.join()
-
-
-BLOCK = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "evolve_tasks":
-            raise ModuleNotFoundError(f"No module named {name!r}")
-
-sys.meta_path.insert(0, Missing())
-"""
-
-
-def test_a_worker_without_the_package_is_told_of_before_work_starts(tmp_path: Path) -> None:
-    (tmp_path / "block.py").write_text(BLOCK)
-    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
-        worker = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address),
-                *("--preload", str(tmp_path / "block.py"), "--no-nanny"),
-                *("--local-directory", str(tmp_path), "--no-dashboard"),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            with Client(cluster, set_as_default=False) as client:
-                client.wait_for_workers(1, timeout=60)
-            with pytest.raises(ClusterUnfit, match="install evolve-tasks"):
-                in_flow(
-                    EvolveTaskRunner(address=cluster.scheduler_address),
-                    lambda: evolve([str(tmp_path)], many, slowly),
-                )
-            assert begun(tmp_path) == 0
-        finally:
-            worker.kill()
-            worker.wait()

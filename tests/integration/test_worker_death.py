@@ -16,6 +16,7 @@ import pytest
 from distributed import LocalCluster
 from prefect import flow, task
 from prefect.context import FlowRunContext
+from prefect.exceptions import CrashedRun
 
 from evolve_tasks import EvolveTaskRunner, Outcome, evolve, evolve_iter
 from tests.integration.api import task_runs
@@ -124,6 +125,50 @@ def test_a_poisonous_item_costs_itself_and_three_workers(
     ]
     crashed = [run.name for run in runs if run.state_name == "Crashed"]
     assert any(name.endswith(" 57]") for name in crashed), crashed
+
+
+def test_a_single_worker_is_replaced(tmp_path: Path) -> None:
+    """There is never another one to go on beside the one that starts again."""
+    diary = str(tmp_path)
+    alone: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with LocalCluster(**alone) as cluster:
+
+        def body() -> Outcome:
+            options: dict[str, Any] = {"strategy": "nested", "batch": 10, "on_failure": "ignore"}
+            return evolve([(diary, 3)], hundred, poison_is_item_57_of_3, **options)
+
+        _, outcome = run(body, cluster)
+    assert outcome.counts.done == 99
+    assert outcome.failures[0].crashed
+
+
+def test_an_item_that_is_out_of_memory_costs_itself_alone(tmp_path: Path) -> None:
+    diary = str(tmp_path)
+    small: dict[str, Any] = {**CLUSTER, "threads_per_worker": 1, "memory_limit": "900MiB"}
+    with LocalCluster(**small) as cluster:
+
+        def body() -> Outcome:
+            sources = [(diary, number) for number in range(5)]
+            return evolve(sources, hundred, memory_hog_is_item_57_of_3, on_failure="ignore")
+
+        run_id, outcome = run(body, cluster)
+    assert outcome.counts.done == 499
+    (failure,) = outcome.failures
+    assert (failure.index, failure.crashed) == ((3, 57), True)
+    assert traces(tmp_path)["hog"] <= 3
+    assert all(one.state is not None and one.state.is_final() for one in task_runs(run_id))
+
+
+@task
+def memory_hog_is_item_57_of_3(item: Item) -> int:
+    diary, source, position = item
+    if (source, position) == (3, 57):
+        note(diary, "hog")
+        hoard = []
+        while True:  # until the nanny ends it
+            hoard.append(b"x" * 20_000_000)
+            time.sleep(0.02)
+    return source * 100 + position
 
 
 @pytest.mark.parametrize("strategy", ["as_completed", "nested"])
@@ -248,6 +293,32 @@ def dies_once(diary: str) -> int:
 
 def last_part(item: Item) -> int:
     return item[-1]
+
+
+def test_a_submitted_task_that_kills_its_workers_is_crashed(
+    tmp_path: Path, mortal: LocalCluster
+) -> None:
+    diary = str(tmp_path)
+
+    def body() -> tuple[Any, Any]:
+        poison = dies_always.submit(diary)
+        poison.wait()
+        with pytest.raises(CrashedRun, match="workers died while they ran it"):
+            poison.result()
+        # What ran beside it would have died with it, as often.
+        return poison.task_run_id, dies_once.submit(str(tmp_path / "other")).result()
+
+    (tmp_path / "other").mkdir()
+    run_id, (poison, lives) = run(body, mortal)
+    assert lives == 2
+    states = {run.id: run.state_name for run in task_runs(run_id)}
+    assert states.pop(poison) == "Crashed"
+    assert list(states.values()) == ["Completed"]
+
+
+@task
+def dies_always(diary: str) -> None:
+    die(diary)
 
 
 @task

@@ -33,16 +33,10 @@ from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull, Rele
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_size
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
-from evolve_tasks.core.evolution import (
-    AHEAD,
-    FEW,
-    LARGEST_GROUP,
-    LARGEST_UNIT,
-    UNKNOWN_FAN_OUT,
-    Evolution,
-    Window,
-)
+from evolve_tasks.core.evolution import AHEAD, FEW, LARGEST_GROUP, LARGEST_UNIT, Evolution
+from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
 from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, divided, parts
+from evolve_tasks.core.window import Window
 from evolve_tasks.errors import IllegalEvent
 
 MOST_STEPS = 20_000  # the longest run that a program can ask for takes some 2,000
@@ -776,6 +770,10 @@ class Simulation:
             most_units = min(most_units, AHEAD * self._busy_threads())
         return most_items - items if units < most_units else 0
 
+    def _enough(self) -> bool:
+        """Whether there are enough batches to find out how long items take (rule 2)."""
+        return self._probing() and self._processing >= max(self._busy_threads(), self._known)
+
     def _probing(self) -> bool:
         """Whether work is held back until it is known how long an item takes (rule 2)."""
         sizes_follow = self.program.batch is None and self._window.in_flight is None
@@ -981,9 +979,11 @@ class Simulation:
         left = None
         if self.program.sources_known:
             left = max(1, self.program.sources - len(self._sources))
+        ceiling = min(self._ceiling(), LARGEST_GROUP)
         if item_s is not None and self._expected() <= inline_items(item_s):
             parse_s += self._expected() * item_s
-        ceiling = min(self._ceiling(), LARGEST_GROUP)
+        elif item_s is not None and left is not None:
+            ceiling = min(ceiling, -(-left // (AHEAD * self._window.threads)))
         return unit_size(parse_s, left, self._window.threads, ceiling)
 
     def _inline_of(self, stage: int) -> int:
@@ -1019,8 +1019,8 @@ class Simulation:
             self._broken(f"{action} is not the next batch, {first} to {first + size}")
         if self._room() <= 0:
             self._broken(f"{action} where there is no room")
-        if self._probing() and self._processing >= self._busy_threads():
-            self._broken(f"{action} beside {self._processing}, and nobody knows how long it takes")
+        if self._enough():
+            self._broken(f"{action} beside {self._processing}, which is enough for each thread")
         self._submit(items, size)
         self._begin_unit(action)
         self._processing += 1
@@ -1129,8 +1129,7 @@ class Simulation:
             if one.stage == self._last:
                 return
         leaves = self._queues[self._last]
-        probed = self._probing() and self._processing >= self._busy_threads()
-        if leaves and not probed and self._batch_of(leaves[0]) <= room:
+        if leaves and not self._enough() and self._batch_of(leaves[0]) <= room:
             self._broken(f"room for {room}, and items wait")
         more = any(self._waiting[1 : self._last]) or not (self._ended or self._pulling)
         wanted = self._expansions() < self._most_expansions()

@@ -19,14 +19,9 @@ from evolve_tasks.core.budget import (
     Ignore,
     Standing,
 )
-from evolve_tasks.core.evolution import (
-    AHEAD,
-    LARGEST_GROUP,
-    LARGEST_UNIT,
-    UNKNOWN_FAN_OUT,
-    Evolution,
-    Window,
-)
+from evolve_tasks.core.evolution import AHEAD, LARGEST_GROUP, LARGEST_UNIT, Evolution
+from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
+from evolve_tasks.core.window import Window
 from evolve_tasks.errors import IllegalEvent
 
 
@@ -216,7 +211,7 @@ def test_few_units_find_out_how_long_items_take() -> None:
     assert core.expanded(0, [Found(90)], seconds=1e-3) == [process(4, 1, 0, 0, 0, 1)]
     second = core.expanded(1, [Found(90)], seconds=1e-3)
     assert second == [process(5, 1, 0, 0, 1, 2)]
-    assert core.expanded(2, [Found(90)], seconds=1e-3) == [], "as many items as threads"
+    assert core.expanded(2, [Found(90)], seconds=1e-3) == [process(6, 1, 0, 0, 2, 3)]
     assert core.probing
     assert core.processed(4, seconds=1e-3), "now it is known"
     assert not core.probing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evolve_tasks.evolving import LENT_TO, UNBOUNDED, RecordLedger
+from evolve_tasks.record_ledger import LENT_TO, UNBOUNDED, RecordLedger
 
 
 def test_items_are_all_recorded_whatever_the_budget() -> None:

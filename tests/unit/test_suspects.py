@@ -9,8 +9,9 @@ import pytest
 
 from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull
 from evolve_tasks.core.budget import Finish
-from evolve_tasks.core.evolution import Evolution, Window
+from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, divided, guilty, parts
+from evolve_tasks.core.window import Window
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 99, 100, 10_000])

@@ -13,7 +13,8 @@ from heapq import heappop, heappush
 
 from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull
 from evolve_tasks.core.budget import Finish
-from evolve_tasks.core.evolution import Evolution, Window
+from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.core.window import Window
 from evolve_tasks.workers import priorities
 
 OVERHEAD_S = 0.003

@@ -1,0 +1,284 @@
+"""A call of `evolve` that was checked, and how it is opened: client, window, journal, context."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import distributed
+from distributed import Client
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from prefect.results import get_result_store
+from prefect.settings.context import get_current_settings
+from prefect_dask.task_runners import DaskTaskRunner
+
+from evolve_tasks.context import RunContexts
+from evolve_tasks.core.window import Window
+from evolve_tasks.errors import InvalidInput, NotInFlow
+from evolve_tasks.evolving import EvolvingRun
+from evolve_tasks.journal import Journal
+from evolve_tasks.monitoring.cancelling import heeding_cancellation
+from evolve_tasks.monitoring.terminal import showing, terminal
+from evolve_tasks.naming import short_repr
+from evolve_tasks.opened import Opened, flow_run_id
+from evolve_tasks.options import EvolveOptions, resolve_options
+from evolve_tasks.resuming import Resuming
+from evolve_tasks.runner import EvolveTaskRunner
+from evolve_tasks.stages import Stage, stages_from
+from evolve_tasks.strategies.choice import Choice, choose
+from evolve_tasks.strategies.nested import Shares, flow_sends_items, shares
+from evolve_tasks.strategies.submitting import Submitter, new_run_name
+from evolve_tasks.workers.calls import RunSpec
+from evolve_tasks.workers.context import on_worker
+from evolve_tasks.workers.seceding import seceded
+
+# Work that lies ready for each thread: one item running, and enough behind it that a thread
+# never waits for the flow, which answers within milliseconds.
+PER_THREAD = 4
+SMALLEST_WINDOW = 16
+
+# Callables that this version does not have yet.
+LATER = ("collect", "reduce", "label", "key")
+
+# Key under which calls with a journal of the flow run's own are numbered.
+_JOURNALS = "evolve-tasks-journals"
+
+
+@dataclass
+class Call:
+    """A call that was checked; nothing has been started for it."""
+
+    sources: Iterable[Any]
+    stages: tuple[Stage, ...]
+    options: EvolveOptions
+    choice: Choice
+    client: Client | None
+    runner: Any
+    fingerprint: Callable[[Any], Any] | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        sources: Any,
+        functions: tuple[Any, ...],
+        options: EvolveOptions | Mapping[str, Any] | None,
+        keywords: Mapping[str, Any],
+    ) -> Call:
+        later = {name: keywords[name] for name in LATER if name in keywords}
+        for name, value in later.items():
+            if value is not None:
+                raise InvalidInput(
+                    f"{name}={short_repr(value)}: this version of evolve-tasks does not have "
+                    f"{name}= yet, and an argument is never ignored in silence; leave it out"
+                )
+        given = {name: value for name, value in keywords.items() if name not in later}
+        fingerprint = given.pop("fingerprint", None)
+        resolved = resolve_options(options, given)
+        stages = stages_from(functions)
+        _refuse_wrong_fingerprint(fingerprint, resolved)
+        _refuse_wrong_sources(sources)
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            raise NotInFlow(
+                "evolve was called outside a flow run: call it inside a function decorated with "
+                "@flow(task_runner=EvolveTaskRunner())"
+            )
+        nested, runner = on_worker(), context.task_runner
+        if nested and resolved.journal is True:
+            raise InvalidInput(
+                "journal=True inside a task: the retries of a flow run cannot tell which of its "
+                'tasks this one is; give the journal a name, as in journal="ingest"'
+            )
+        has_dask = nested or isinstance(runner, DaskTaskRunner)
+        choice = choose(resolved.strategy, stages, has_dask=has_dask, on_worker=nested)
+        _refuse_wrong_resources(resolved, stages, choice)
+        client: Client | None = None
+        if choice.strategy != "sequential":
+            client = distributed.get_client() if nested else runner.client  # type: ignore[attr-defined]
+            _refuse_workers_without_api(client, runner)
+        return cls(sources, stages, resolved, choice, client, runner, fingerprint)
+
+    @contextmanager
+    def opened(self) -> Iterator[Opened]:
+        opened = self.open()
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def open(self) -> Opened:
+        """Begin: from here on there is something to close."""
+        started = time.monotonic()
+        in_flight = self.options.limits.in_flight
+        threads = sum(self.client.nthreads().values()) if self.client is not None else 1
+        nested = self.choice.strategy == "nested"
+        why_not = flow_sends_items(self.options, self.stages) if nested else None
+        share = shares(in_flight, threads) if nested and why_not is None else None
+        if self.choice.strategy == "sequential":
+            window = Window(units=1)
+        elif share is not None:
+            window = Window(in_flight, share.units, threads)
+        elif in_flight is not None:
+            window = Window(in_flight, threads=threads)
+        else:
+            window = Window(units=max(SMALLEST_WINDOW, PER_THREAD * threads), threads=threads)
+        with ExitStack() as stack:
+            opened = self._opened(stack, started, window, share, threads)
+        if why_not is not None:
+            get_run_logger().info("The flow sends the items itself: %s", why_not)
+        return opened
+
+    def _opened(
+        self, stack: ExitStack, started: float, window: Window, share: Shares | None, threads: int
+    ) -> Opened:
+        options = self.options
+        console = terminal() if options.progress else None
+        logger = get_run_logger()
+        resuming = self._resuming(stack, logger)
+        context, surroundings = self._context(stack)
+        spec = RunSpec(
+            run=new_run_name(),
+            stages=self.stages,
+            surroundings=surroundings,
+            failures_recorded=options.record != "sources",
+            fail_fast=options.on_failure == "fail_fast",
+            terminal_pid=None if console is None else os.getpid(),
+            journaled=resuming is not None,
+            resources=options.resources or {},
+        )
+        run = EvolvingRun(
+            spec.run, self.sources, self.stages, options, window=window, resuming=resuming
+        )
+        note = logger.warning if self.choice.warn else logger.info
+        note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
+        submitter = None
+        if self.client is not None:
+            submitter = Submitter(self.client, context, spec)
+            submitter.open()
+            stack.callback(submitter.close)
+            if missing := submitter.missing():
+                logger.warning("No worker offers %s at this moment; waiting for one", missing)
+        stack.enter_context(heeding_cancellation(flow_run_id(), run.cancel, logger))
+        show = stack.enter_context(showing(run, console, self.client))
+        if self.client is not None and on_worker():
+            stack.enter_context(seceded())
+        return Opened(
+            options=options,
+            choice=self.choice,
+            runner=self.runner,
+            run=run,
+            spec=spec,
+            _submitter=submitter,
+            _stack=stack.pop_all(),
+            show=show,
+            _started=started,
+            _share=share,
+            _threads=threads,
+        )
+
+    def _resuming(self, stack: ExitStack, logger: Any) -> Resuming | None:
+        """Take the journal, where there is to be one."""
+        name = self.options.journal
+        if not name:
+            return None
+        context = FlowRunContext.get()
+        assert context is not None, "it was checked before"
+        assert context.flow_run is not None, "it was checked before"
+        if name is True:
+            # Prefect numbers the calls of a task here, anew for each attempt of the flow run.
+            numbers = context.task_run_dynamic_keys
+            number = int(numbers.get(_JOURNALS, 0))
+            numbers[_JOURNALS] = number + 1
+            name = f"flow run {context.flow_run.id}, {number}"
+        holder = f"flow run {context.flow_run.name}"
+        journal = stack.enter_context(Journal.open(name, get_result_store(), holder=holder))
+        resuming = Resuming(journal, self.stages, self.fingerprint, logger)
+        stack.callback(resuming.tell)
+        return resuming
+
+    def _context(self, stack: ExitStack) -> tuple[str | None, dict[str, Any]]:
+        """Bring the run context to the workers, where there are any."""
+        if self.client is None:
+            return None, {}
+        if isinstance(self.runner, EvolveTaskRunner):
+            contexts = self.runner.contexts
+        else:
+            contexts = RunContexts(self.client, DaskTaskRunner)
+            stack.callback(contexts.close)
+        name = contexts.current()
+        return name, contexts.around(name)
+
+
+def _refuse_wrong_fingerprint(fingerprint: Any, options: EvolveOptions) -> None:
+    if fingerprint is None:
+        return
+    if not callable(fingerprint):
+        raise InvalidInput(
+            f"fingerprint={short_repr(fingerprint)} is not callable: give a function of a source, "
+            "as file_fingerprint"
+        )
+    if not isinstance(options.journal, str):
+        raise InvalidInput(
+            "fingerprint= says what makes a source count as changed since an earlier run, and "
+            'there is no journal that runs share: give one a name, as in journal="ingest", or '
+            "leave fingerprint= out"
+        )
+
+
+def _refuse_wrong_sources(sources: Any) -> None:
+    if isinstance(sources, str | bytes | bytearray):
+        raise InvalidInput(
+            f"sources is {short_repr(sources)}, of which each character would be a source: give a "
+            "list of sources, as in [path]"
+        )
+    try:
+        iter(sources)
+    except TypeError as error:
+        raise InvalidInput(
+            f"sources is {short_repr(sources)} of type {type(sources).__name__}, which cannot be "
+            "iterated: give a list, a generator or another iterable of sources"
+        ) from error
+
+
+def _refuse_wrong_resources(
+    options: EvolveOptions, stages: Sequence[Stage], choice: Choice
+) -> None:
+    if not options.resources:
+        return
+    names = [stage.name for stage in stages]
+    if unknown := sorted(set(options.resources) - set(names)):
+        raise InvalidInput(
+            f"resources is given for {', '.join(map(repr, unknown))}, which is no stage of this "
+            f"call: its stages are {', '.join(map(repr, names))}"
+        )
+    if choice.strategy == "sequential":
+        raise InvalidInput(
+            f"resources={options.resources} are those of Dask workers, and the strategy is "
+            "sequential, which has none: use @flow(task_runner=EvolveTaskRunner()) and another "
+            "strategy, or leave resources out"
+        )
+
+
+def _refuse_workers_without_api(client: Client | None, runner: Any) -> None:
+    """The stock runner leaves worker processes without an API where none is configured.
+
+    Each would start a server of its own on one SQLite file; a flow of 100 tasks had not ended
+    after 400 s.
+    """
+    if isinstance(runner, EvolveTaskRunner) or get_current_settings().api.url is not None:
+        return
+    assert client is not None
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if all(address.startswith("inproc://") for address in workers):
+        return
+    raise NotInFlow(
+        f"the flow's {type(runner).__name__} has worker processes and no PREFECT_API_URL is set, "
+        "so each of them would start a Prefect server of its own: use "
+        "@flow(task_runner=EvolveTaskRunner()), or start a server (prefect server start) and set "
+        "PREFECT_API_URL"
+    )

@@ -1,0 +1,45 @@
+"""The books of a run: lists that are open, and what became of the items of each stage."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+ListId = tuple[int, int]  # the unit that gave it, and its place among that unit's lists
+
+
+@dataclass(slots=True)
+class OpenList:
+    """The items that one expansion gave."""
+
+    stage: int  # the stage that works on them
+    source: int
+    parent: ListId | None
+    size: int
+    todo: deque[tuple[int, int]]  # ranges of items that were not submitted
+    open: int  # items that have not ended, with all that came from them
+    crashes: int = 0  # a worker died where these items may have been at work already
+
+    @property
+    def waiting(self) -> int:
+        """Items that were not submitted."""
+        return sum(stop - start for start, stop in self.todo)
+
+    def take(self, most: int) -> tuple[int, int]:
+        """Submit the next consecutive items, up to `most` of them."""
+        start, end = self.todo.popleft()
+        stop = min(end, start + most)
+        if stop < end:
+            self.todo.appendleft((stop, end))
+        return start, stop
+
+
+@dataclass(slots=True)
+class StageTally:
+    """What became of the items of one stage, while it runs."""
+
+    discovered: int = 0
+    done: int = 0
+    failed: int = 0
+    resumed: int = 0
+    not_run: int = 0

@@ -1,0 +1,204 @@
+"""A run from when it was opened until the API knows all of it: driven, closed, judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import anyio
+import anyio.from_thread
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+
+from evolve_tasks.core.assembly import Portion
+from evolve_tasks.errors import RunCancelled
+from evolve_tasks.evolving import EvolvingRun
+from evolve_tasks.monitoring.crashes import (
+    end_what_died,
+    now,
+    record_given_up,
+    tell_for_the_dead,
+)
+from evolve_tasks.monitoring.recording import unrecorded_after, wait_until_recorded
+from evolve_tasks.naming import LABEL, one_line
+from evolve_tasks.options import EvolveOptions
+from evolve_tasks.outcome import EvolveFailed, Failure, Outcome
+from evolve_tasks.runner import EvolveTaskRunner
+from evolve_tasks.strategies.as_completed import run_as_completed
+from evolve_tasks.strategies.asynchronous import run_async
+from evolve_tasks.strategies.choice import Choice
+from evolve_tasks.strategies.nested import Shares, run_nested
+from evolve_tasks.strategies.sequential import run_sequential
+from evolve_tasks.strategies.submitting import Submitter
+from evolve_tasks.workers.calls import RunSpec
+
+# How long the API is given to record what workers said that have died since; without progress.
+DEAD_S = 8.0
+
+# Vanished sources that a log line names.
+SHOWN = 5
+
+
+def flow_run_id() -> UUID:
+    """Id of the flow run around the caller."""
+    context = FlowRunContext.get()
+    assert context is not None, "it was checked before"
+    assert context.flow_run is not None, "it was checked before"
+    return context.flow_run.id
+
+
+@dataclass
+class Opened:
+    """A run that has been opened, and has to be closed.
+
+    Args:
+        options: its options.
+        choice: the strategy, and why.
+        runner: the flow's task runner.
+        run: the run.
+        spec: what the workers know of it.
+        show: brings the progress that is shown up to date; called now and then.
+        gone: sources that earlier runs had and this one has not, once it is closed.
+    """
+
+    options: EvolveOptions
+    choice: Choice
+    runner: Any
+    run: EvolvingRun
+    spec: RunSpec
+    _submitter: Submitter | None
+    _stack: ExitStack
+    show: Callable[[], None]
+    _started: float
+    _share: Shares | None
+    _threads: int
+    gone: list[str] = field(default_factory=list)
+    _logger: Any = field(default_factory=get_run_logger)
+    _began: datetime = field(default_factory=now)
+    _flow_run_id: UUID = field(default_factory=flow_run_id)
+
+    @property
+    def submitter(self) -> Submitter:
+        assert self._submitter is not None, "a sequential run submits nothing"
+        return self._submitter
+
+    def portions(self) -> Generator[Portion, None, None]:
+        """Run, in whatever way was chosen."""
+        match self.choice.strategy:
+            case "sequential":
+                portions = run_sequential(self.run, self.spec)
+            case "as_completed":
+                portions = run_as_completed(self.run, self.submitter)
+            case "nested":
+                portions = run_nested(self.run, self.submitter, self._share, self._threads)
+            case _:
+                portions = _in_own_loop(run_async(self.run, self.submitter))
+        with closing(portions):
+            for portion in portions:
+                self.show()
+                yield portion
+
+    def vanished(self) -> list[str]:
+        """Say which sources are gone since an earlier run, once all have been taken."""
+        run = self.run
+        named = isinstance(self.options.journal, str)
+        if run.resuming is None or not named or not run.core.finished or run.core.stopped:
+            return []
+        if run.source_error is not None:
+            return []
+        gone = run.resuming.vanished()
+        if gone:
+            shown = ", ".join(one_line(name, LABEL) for name in gone[:SHOWN])
+            more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+            self._logger.warning(
+                "%d sources of earlier runs are gone: %s%s", len(gone), shown, more
+            )
+        run.keep()
+        return gone
+
+    def close(self) -> None:
+        """Wait until the API knows what ran, then leave the cluster as it was found."""
+        with self._stack:
+            run = self.run
+            self.gone = self.vanished()
+            recorded = [one.run_id for one in run.recorded]
+            if run.deaths:
+                missing = unrecorded_after(recorded, self._logger, DEAD_S)
+                tell_for_the_dead(run.recorded, set(missing), run.stages, self._logger)
+            recorded += record_given_up(run.given_up)
+            if recorded:
+                wait_until_recorded(recorded, self._logger)
+            if run.deaths:
+                # Asked when the others are known: events come to the API one after another.
+                names = [stage.name for stage in run.stages]
+                ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
+                wait_until_recorded(ended, self._logger)
+
+    def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
+        """Make the outcome, and raise if it is not accepted."""
+        run = self.run
+        if run.cancelled:
+            message = f"the flow run was cancelled after {run.counts()}; what was finished is " + (
+                "in the journal" if run.resuming else "lost, as there is no journal="
+            )
+            if isinstance(self.runner, EvolveTaskRunner):
+                self.runner.acknowledge_at_end(self._flow_run_id, message)
+            raise RunCancelled(message)
+        outcome = Outcome(
+            results=[value for _, values in by_source for value in values],
+            by_source=by_source,
+            failures=failures,
+            counts=run.counts(),
+            strategy=self.choice.strategy,
+            reason=self.choice.reason,
+            duration_s=time.monotonic() - self._started,
+            stopped=run.core.stopped,
+            error=run.source_error,
+            vanished=self.gone,
+        )
+        if run.core.rejected or run.source_error is not None:
+            raise EvolveFailed(outcome) from run.source_error
+        self._logger.info(
+            "Evolved in %.1f s (%s): %s", outcome.duration_s, outcome.strategy, outcome.counts
+        )
+        return outcome
+
+
+def _in_own_loop(portions: AsyncGenerator[Portion, None]) -> Generator[Portion, None, None]:
+    """Read an async iterator from sync code, also where this thread's loop is busy with us."""
+    over = object()
+
+    async def following() -> Any:
+        return await anext(portions, over)
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        try:
+            while True:
+                under_way = portal.start_task_soon(following)
+                try:
+                    portion = under_way.result()
+                except BaseException:
+                    # Raised here, by a signal: the step has to end before it can be closed.
+                    under_way.cancel()
+                    raise
+                if portion is over:
+                    return
+                assert isinstance(portion, Portion)
+                yield portion
+        finally:
+            portal.call(_closed, portions)
+
+
+async def _closed(portions: AsyncGenerator[Portion, None]) -> None:
+    while True:
+        try:
+            await portions.aclose()
+        except RuntimeError:  # its last step is still being cancelled
+            await anyio.sleep(0.01)
+        else:
+            return

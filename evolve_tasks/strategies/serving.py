@@ -1,0 +1,107 @@
+"""Whether a cluster can still run what was sent to it: asked while nothing ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+
+import dask
+from dask.utils import parse_timedelta
+from distributed import Client
+
+from evolve_tasks.errors import ClusterLost, ClusterUnfit
+
+# How long a run goes on without a worker that could run it, unless Dask's own setting says
+# otherwise: adaptive clusters may need some minutes for their first machine.
+NO_WORKERS_S = 300.0
+
+Resources = Mapping[str, float]
+
+
+class Serving:
+    """Remembers since when there has been nobody to run a stage.
+
+    Args:
+        client: the client of the run.
+        resources: what a unit takes, by stage.
+    """
+
+    def __init__(self, client: Client, resources: Mapping[str, Resources]) -> None:
+        self._client = client
+        self._resources = resources
+        self._since: dict[str, float] = {}  # by stage; "" for any stage
+
+    def require(self, stages: Collection[str]) -> None:
+        """Called now and then while nothing ends.
+
+        Args:
+            stages: names of the stages that something is in flight of.
+
+        Raises:
+            ClusterLost: there has been no worker for `no_workers_s()`.
+            ClusterUnfit: for as long no worker has had what a stage takes.
+        """
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        if self._too_long("", bool(workers)):
+            raise ClusterLost(
+                f"no worker has been connected to the scheduler at {address_of(self._client)} for "
+                f"{no_workers_s():.0f} s, and the run cannot go on: start workers, or see in their "
+                "logs why they ended, and run the flow again (Dask's setting "
+                "distributed.scheduler.no-workers-timeout says how long to wait)"
+            )
+        offers: list[Resources] = [worker.get("resources") or {} for worker in workers.values()]
+        for stage in stages:
+            wanted = self._resources.get(stage)
+            if wanted and self._too_long(stage, any(_covers(offer, wanted) for offer in offers)):
+                raise ClusterUnfit(
+                    f"no worker at {address_of(self._client)} has offered {_said(wanted)} for "
+                    f"{no_workers_s():.0f} s, which stage {stage!r} takes; they offer "
+                    f"{_all_said(offers)}: start workers with dask worker --resources "
+                    f"{_said(wanted)!r}, or correct resources= (Dask's setting "
+                    "distributed.scheduler.no-workers-timeout says how long to wait)"
+                )
+
+    def missing(self) -> str | None:
+        """What no worker offers at this moment, in words; `None` if nothing is missing."""
+        if not self._resources:
+            return None
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        offers = [worker.get("resources") or {} for worker in workers]
+        missing = [
+            f"{_said(wanted)} for stage {stage!r}"
+            for stage, wanted in self._resources.items()
+            if not any(_covers(offer, wanted) for offer in offers)
+        ]
+        return ", ".join(missing) or None
+
+    def _too_long(self, stage: str, served: bool) -> bool:
+        now = time.monotonic()
+        if served:
+            self._since.pop(stage, None)
+            return False
+        return now - self._since.setdefault(stage, now) >= no_workers_s()
+
+
+def no_workers_s() -> float:
+    """Seconds that a run goes on without any worker that could run it."""
+    given = dask.config.get("distributed.scheduler.no-workers-timeout", None)
+    return NO_WORKERS_S if given is None else float(parse_timedelta(given))
+
+
+def address_of(client: Client) -> str:
+    """Where the scheduler of a client is, as far as it knows."""
+    scheduler = client.scheduler
+    return str(scheduler.address) if scheduler is not None else "an unknown address"
+
+
+def _covers(offer: Resources, wanted: Resources) -> bool:
+    return all(offer.get(name, 0) >= amount for name, amount in wanted.items())
+
+
+def _said(resources: Resources) -> str:
+    return " ".join(f"{name}={amount:g}" for name, amount in sorted(resources.items()))
+
+
+def _all_said(offers: Collection[Resources]) -> str:
+    kinds = sorted({_said(offer) or "none" for offer in offers})
+    return ", ".join(kinds) or "none"

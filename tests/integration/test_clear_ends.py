@@ -1,0 +1,243 @@
+"""What cannot go on ends within a bound, with an error that says what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from evolve_tasks import ClusterLost, ClusterUnfit, EvolveTaskRunner, InvalidInput, evolve
+from tests.conformance.flows import in_flow
+from tests.integration.servers import free_port
+from tests.integration.waiting import until
+
+STRATEGIES = ["as_completed", "async", "nested"]
+SHORT = {"distributed.scheduler.no-workers-timeout": "2s"}
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
+
+
+def begun(diary: Path) -> int:
+    return len(list(diary.glob("item-*")))
+
+
+def many(diary: str) -> list[tuple[str, int]]:
+    return [(diary, number) for number in range(5_000)]
+
+
+def slowly(item: tuple[str, int]) -> int:
+    Path(item[0], f"item-{item[1]}.{os.urandom(4).hex()}").touch()
+    time.sleep(0.05)
+    return item[1]
+
+
+def test_a_run_without_workers_ends_with_a_clear_error(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+
+        def leave() -> None:
+            until(lambda: begun(tmp_path) >= 5, "it works")
+            cluster.scale(0)
+
+        leaver = threading.Thread(target=leave)
+        leaver.start()
+        with (
+            dask.config.set(SHORT),
+            pytest.raises(ClusterLost, match=r"no worker .* for 2 s"),
+        ):
+            in_flow(
+                EvolveTaskRunner(address=cluster.scheduler_address),
+                lambda: evolve([str(tmp_path)], many, slowly),
+            )
+        leaver.join()
+
+
+BLOCK = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "evolve_tasks":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@contextmanager
+def worker(address: str, folder: Path, *options: str, **environment: str) -> Iterator[None]:
+    """A worker process of its own, which has registered."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "distributed.cli.dask_worker", address, *options),
+            *("--no-nanny", "--local-directory", str(folder), "--no-dashboard"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | environment,
+    )
+    try:
+        with Client(address, set_as_default=False) as client:
+            until(lambda: client.scheduler_info()["workers"], "the worker registers")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_worker_without_the_package_is_told_of_before_work_starts(tmp_path: Path) -> None:
+    (tmp_path / "block.py").write_text(BLOCK)
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
+        address = cluster.scheduler_address
+        with (
+            worker(address, tmp_path, "--preload", str(tmp_path / "block.py")),
+            pytest.raises(ClusterUnfit, match="install evolve-tasks"),
+        ):
+            in_flow(
+                EvolveTaskRunner(address=address),
+                lambda: evolve([str(tmp_path)], many, slowly),
+            )
+    assert begun(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("package", "version"), [("evolve_tasks", "0.0.1"), ("prefect", "3.1.4")])
+def test_other_versions_are_told_of_before_work_starts(
+    package: str, version: str, tmp_path: Path
+) -> None:
+    # What is installed somewhere is what stands first on the path there.
+    installed = tmp_path / f"{package}-{version}.dist-info"
+    installed.mkdir()
+    name = package.replace("_", "-")
+    (installed / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    )
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
+        address = cluster.scheduler_address
+        path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+        with (
+            worker(address, tmp_path, PYTHONPATH=path),
+            pytest.raises(ClusterUnfit, match=f"worker tcp://.* has {name} {version}, the flow "),
+        ):
+            in_flow(
+                EvolveTaskRunner(address=address),
+                lambda: evolve([str(tmp_path)], many, slowly),
+            )
+    assert begun(tmp_path) == 0
+
+
+# -- resources ---------------------------------------------------------------------------------
+
+
+def where(item: Any) -> tuple[Any, str]:
+    from distributed import get_worker
+
+    return item, str(get_worker().name)
+
+
+def three(source: int) -> list[tuple[int, str]]:
+    return [where(source)] * 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_stage_runs_where_its_resources_are(strategy: Any, tmp_path: Path) -> None:
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
+        address = cluster.scheduler_address
+        options: dict[str, Any] = {"strategy": strategy, "resources": {"where": {"GPU": 1}}}
+        with (
+            worker(address, tmp_path / "plain", "--name", "plain"),
+            worker(address, tmp_path / "gpu", "--name", "gpu", "--resources", "GPU=1"),
+        ):
+            with Client(address, set_as_default=False) as client:
+                client.wait_for_workers(2, timeout=60)
+            outcome = in_flow(
+                EvolveTaskRunner(address=address),
+                lambda: evolve(range(20), three, where, **options),
+            )
+            assert {place for _, place in outcome.results} == {"gpu"}
+            # Both stages take it, and there is one of it: no source may hold it for its items.
+            options["resources"] = {"three": {"GPU": 1}, "where": {"GPU": 1}}
+            outcome = in_flow(
+                EvolveTaskRunner(address=address),
+                lambda: evolve(range(20), three, where, **options),
+            )
+    assert {place for (_, place), _ in outcome.results} == {"gpu"}
+    assert len(outcome.results) == 60
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resources_that_nobody_offers_end_the_run(strategy: Any, tmp_path: Path) -> None:
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+        dask.config.set(SHORT),
+        pytest.raises(ClusterUnfit, match=r"has offered GPU=2 for 2 s, which stage 'slowly' takes"),
+    ):
+        in_flow(
+            EvolveTaskRunner(address=cluster.scheduler_address),
+            lambda: evolve(
+                [str(tmp_path)],
+                many,
+                slowly,
+                strategy=strategy,
+                resources={"slowly": {"GPU": 2}},
+            ),
+        )
+    assert begun(tmp_path) == 0
+
+
+def test_wrong_resources_are_refused(tmp_path: Path, thread_workers: str) -> None:
+    def refusal(**options: Any) -> str:
+        with pytest.raises(InvalidInput) as raised:
+            in_flow(
+                EvolveTaskRunner(address=thread_workers),
+                lambda: evolve([str(tmp_path)], many, slowly, **options),
+            )
+        return str(raised.value)
+
+    assert "'slow', which is no stage" in refusal(resources={"slow": {"GPU": 1}})
+    assert "above 0" in refusal(resources={"slowly": {"GPU": 0}})
+    assert "sequential" in refusal(resources={"slowly": {"GPU": 1}}, strategy="sequential")
+    assert begun(tmp_path) == 0
+
+
+# -- the scheduler -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["async", "nested"])
+def test_a_scheduler_that_is_gone_is_told_of(strategy: Any, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    scheduler = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "distributed.cli.dask_scheduler"),
+            *("--port", address.rpartition(":")[2], "--no-dashboard"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with worker(address, tmp_path):
+
+            def kill() -> None:
+                until(lambda: begun(tmp_path) >= 5, "it works")
+                scheduler.send_signal(signal.SIGKILL)
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            with pytest.raises(ClusterLost, match="see that the scheduler is up"):
+                in_flow(
+                    EvolveTaskRunner(address=address),
+                    lambda: evolve([str(tmp_path)], many, slowly, strategy=strategy),
+                )
+            killer.join()
+    finally:
+        scheduler.kill()
+        scheduler.wait()
