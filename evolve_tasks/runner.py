@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterable
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 from uuid import UUID, uuid4
 
 import dask
@@ -47,6 +47,13 @@ from evolve_tasks.workers.transport import Packed
 _making = threading.RLock()
 
 _SPAWN_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
+
+
+class _Pending(NamedTuple):
+    """What was submitted and has not ended."""
+
+    task: Task[Any, Any]
+    future: Future[Any]
 
 
 class EvolveTaskRunner(DaskTaskRunner):
@@ -93,7 +100,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._contexts: RunContexts | None = None
         self._ephemeral = False
         self._submitted: list[UUID] = []
-        self._pending: dict[UUID, Future[Any]] = {}
+        self._pending: dict[UUID, _Pending] = {}
         self._killed: dict[UUID, tuple[Task[Any, Any], str]] = {}
         self._flow_run: FlowRun | None = None
         self._ended: EndedFutures | None = None
@@ -264,16 +271,10 @@ class EvolveTaskRunner(DaskTaskRunner):
         """Keep a future until it has ended: Dask drops a task whose future nobody holds."""
         if self._ephemeral:
             self._submitted.append(run_id)
-        self._pending[run_id] = future
+        self._pending[run_id] = pending = _Pending(task, future)
         if (context := FlowRunContext.get()) is not None:
             self._flow_run = context.flow_run
-
-        def ended(future: Future[Any]) -> None:
-            if (death := death_of(future)) is not None:
-                self._killed[run_id] = task, death
-            self._pending.pop(run_id, None)
-
-        future.add_done_callback(ended)
+        future.add_done_callback(lambda _: self._note_end(run_id, pending))
         if (mine := children.get()) is not None:
             mine.append(future)
         if self._ended is None:
@@ -281,6 +282,11 @@ class EvolveTaskRunner(DaskTaskRunner):
         submitted = EvolveFuture(run_id, future, self._ended)
         self._ended.add(submitted)
         return submitted
+
+    def _note_end(self, run_id: UUID, pending: _Pending) -> None:
+        if (death := death_of(pending.future)) is not None:
+            self._killed[run_id] = pending.task, death
+        self._pending.pop(run_id, None)
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -339,7 +345,7 @@ class EvolveTaskRunner(DaskTaskRunner):
                 len(dropped),
                 len(keep),
             )
-            self.client.cancel(list(dropped.values()))
+            self.client.cancel([one.future for one in dropped.values()])
             self._submitted = [run_id for run_id in self._submitted if run_id not in dropped]
             pending = keep
         else:
@@ -348,19 +354,20 @@ class EvolveTaskRunner(DaskTaskRunner):
                 "futures in the flow, so that its state tells of them",
                 _runs(len(pending)),
             )
-        for future in pending.values():
-            future.exception()
+        for run_id, one in pending.items():
+            one.future.exception()
+            self._note_end(run_id, one)  # Dask calls back some time later
 
     def _failed(self) -> bool:
         """Whether the flow run has ended, and not well; Prefect sets its state before this."""
         state = self._flow_run.state if self._flow_run is not None else None
         return state is not None and state.is_final() and not state.is_completed()
 
-    def _begun(self, pending: dict[UUID, Future[Any]]) -> dict[UUID, Future[Any]]:
-        keys = [future.key for future in pending.values()]
+    def _begun(self, pending: dict[UUID, _Pending]) -> dict[UUID, _Pending]:
+        keys = [one.future.key for one in pending.values()]
         by_worker: dict[str, list[str]] = self.client.run(begun, keys, on_error="ignore")
         running = {key for found in by_worker.values() for key in found}
-        return {run_id: one for run_id, one in pending.items() if one.key in running}
+        return {run_id: one for run_id, one in pending.items() if one.future.key in running}
 
 
 def _default_client() -> Client | None:

@@ -41,18 +41,17 @@ class Serving:
             ClusterLost: there has been no worker for `no_workers_s()`.
             ClusterUnfit: for as long no worker has had what a stage takes.
         """
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        if self._too_long("", bool(workers)):
+        if self._too_long("", bool(self._client.nthreads())):
             raise ClusterLost(
                 f"no worker has been connected to the scheduler at {address_of(self._client)} for "
                 f"{no_workers_s():.0f} s, and the run cannot go on: start workers, or see in their "
                 "logs why they ended, and run the flow again (Dask's setting "
                 "distributed.scheduler.no-workers-timeout says how long to wait)"
             )
-        offers: list[Resources] = [worker.get("resources") or {} for worker in workers.values()]
-        for stage in stages:
-            wanted = self._resources.get(stage)
-            if wanted and self._too_long(stage, any(_covers(offer, wanted) for offer in offers)):
+        takes = {stage: self._resources[stage] for stage in stages if self._resources.get(stage)}
+        offers = self._offers() if takes else []
+        for stage, wanted in takes.items():
+            if self._too_long(stage, any(_covers(offer, wanted) for offer in offers)):
                 raise ClusterUnfit(
                     f"no worker at {address_of(self._client)} has offered {_said(wanted)} for "
                     f"{no_workers_s():.0f} s, which stage {stage!r} takes; they offer "
@@ -65,14 +64,18 @@ class Serving:
         """What no worker offers at this moment, in words; `None` if nothing is missing."""
         if not self._resources:
             return None
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        offers = [worker.get("resources") or {} for worker in workers]
+        offers = self._offers()
         missing = [
             f"{_said(wanted)} for stage {stage!r}"
             for stage, wanted in self._resources.items()
             if not any(_covers(offer, wanted) for offer in offers)
         ]
         return ", ".join(missing) or None
+
+    def _offers(self) -> list[Resources]:
+        """What each worker offers; a long answer, so asked only where a stage takes something."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return [worker.get("resources") or {} for worker in workers]
 
     def _too_long(self, stage: str, served: bool) -> bool:
         now = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -21,25 +20,12 @@ from prefect.states import Cancelling
 
 from evolve_tasks import EvolveTaskRunner, RunCancelled, evolve
 from tests.integration.servers import prefect_environment
+from tests.integration.slow_work import begun, many, slowly
 from tests.integration.waiting import until
 
 STRATEGIES = ["sequential", "as_completed", "async", "nested"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
-
-
-def begun(diary: Path) -> int:
-    return len(list(diary.glob("item-*")))
-
-
-def many(diary: str) -> list[tuple[str, int]]:
-    return [(diary, number) for number in range(5_000)]
-
-
-def slowly(item: tuple[str, int]) -> int:
-    Path(item[0], f"item-{item[1]}.{os.urandom(4).hex()}").touch()
-    time.sleep(0.05)
-    return item[1]
 
 
 def stays(diary: Path) -> int:
@@ -104,7 +90,7 @@ SCRIPT = """
 import sys
 from prefect import flow
 from evolve_tasks import EvolveTaskRunner, evolve
-from tests.integration.test_cancelling import many, slowly
+from tests.integration.slow_work import many, slowly
 
 @flow
 def night(diary, strategy):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,26 +19,13 @@ from distributed import Client, LocalCluster
 from evolve_tasks import ClusterLost, ClusterUnfit, EvolveTaskRunner, InvalidInput, evolve
 from tests.conformance.flows import in_flow
 from tests.integration.servers import free_port
+from tests.integration.slow_work import begun, many, slowly
 from tests.integration.waiting import until
 
 STRATEGIES = ["as_completed", "async", "nested"]
 SHORT = {"distributed.scheduler.no-workers-timeout": "2s"}
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
-
-
-def begun(diary: Path) -> int:
-    return len(list(diary.glob("item-*")))
-
-
-def many(diary: str) -> list[tuple[str, int]]:
-    return [(diary, number) for number in range(5_000)]
-
-
-def slowly(item: tuple[str, int]) -> int:
-    Path(item[0], f"item-{item[1]}.{os.urandom(4).hex()}").touch()
-    time.sleep(0.05)
-    return item[1]
 
 
 def test_a_run_without_workers_ends_with_a_clear_error(tmp_path: Path) -> None:
