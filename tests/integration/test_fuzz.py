@@ -151,7 +151,7 @@ def same(kind: str, failure: Failure) -> bool:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     # Each example is a flow run: making a failing one smaller would take minutes.
