@@ -22,6 +22,7 @@ from tests.integration.servers import free_port
 from tests.integration.slow_work import begun, many, slowly
 from tests.integration.waiting import until
 
+ROOT = Path(__file__).parents[2]
 STRATEGIES = ["as_completed", "async", "nested"]
 SHORT = {"distributed.scheduler.no-workers-timeout": "2s"}
 
@@ -61,8 +62,10 @@ sys.meta_path.insert(0, Missing())
 
 
 @contextmanager
-def worker(address: str, folder: Path, *options: str, **environment: str) -> Iterator[None]:
-    """A worker process of its own, which has registered."""
+def worker(address: str, folder: Path, *options: str, first: Path | None = None) -> Iterator[None]:
+    """A worker process of its own, which has registered; `first` stands first on its path."""
+    places = [first, ROOT, os.environ.get("PYTHONPATH")]
+    path = os.pathsep.join(str(place) for place in places if place)
     folder.mkdir(exist_ok=True)
     process = subprocess.Popen(
         [
@@ -71,7 +74,7 @@ def worker(address: str, folder: Path, *options: str, **environment: str) -> Ite
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": path},
         cwd=folder,  # Python looks for packages where it is started, before all else
     )
     try:
@@ -111,9 +114,8 @@ def test_other_versions_are_told_of_before_work_starts(
     )
     with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
         address = cluster.scheduler_address
-        path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
         with (
-            worker(address, tmp_path, PYTHONPATH=path),
+            worker(address, tmp_path / "worker", first=tmp_path),
             pytest.raises(ClusterUnfit, match=f"worker tcp://.* has {name} {version}, the flow "),
         ):
             in_flow(
