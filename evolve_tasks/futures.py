@@ -162,7 +162,7 @@ def death_of(future: Future[Any]) -> str | None:
     if not isinstance(error, KilledWorker):
         return None
     return (
-        f"{error.allowed_failures + 1} workers died while they ran it, the last one at "
+        f"each worker that ran it died ({error.allowed_failures + 1}), the last one at "
         f"{error.last_worker.address}: it was out of memory, or its code ends the process; the "
         "worker's own log may say more"
     )

@@ -311,7 +311,8 @@ class EvolveTaskRunner(DaskTaskRunner):
                     self._contexts.close()
                 if self._killed:
                     # Whoever ran them cannot tell; without us they would be Running for ever.
-                    crashed = end_killed(self._killed)
+                    flow_run = self._flow_run
+                    crashed = end_killed(self._killed, flow_run.id if flow_run else None)
                     self._submitted += [one for one in crashed if one not in self._submitted]
                 if self._submitted:
                     wait_until_recorded(self._submitted, self.logger)
