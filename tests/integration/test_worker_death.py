@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import dask
 import pytest
 from distributed import LocalCluster
 from prefect import flow, task
 from prefect.context import FlowRunContext
-from prefect.exceptions import CrashedRun
 
 from evolve_tasks import EvolveTaskRunner, Outcome, evolve, evolve_iter
 from tests.integration.api import task_runs
@@ -295,31 +293,6 @@ def dies_once(diary: str) -> int:
 @task
 def last_part(item: Item) -> int:
     return item[-1]
-
-
-def test_a_submitted_task_whose_workers_died_is_crashed(tmp_path: Path) -> None:
-    def body() -> Any:
-        poison = dies_always.submit(str(tmp_path))
-        poison.wait()
-        assert poison.state.is_crashed()
-        with pytest.raises(CrashedRun, match=r"each worker that ran it died \(1\)"):
-            poison.result()
-        return last_part.submit((str(tmp_path), 3, 4)).result()
-
-    # Dask's patience ends at the first death: three more would show nothing more.
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(**CLUSTER) as cluster,
-    ):
-        run_id, other = run(body, cluster)
-    assert other == 4
-    states = Counter(run.state_name for run in task_runs(run_id))
-    assert states == {"Crashed": 1, "Completed": 1}
-
-
-@task
-def dies_always(diary: str) -> None:
-    die(diary)
 
 
 @task
