@@ -6,13 +6,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Self, cast
 from uuid import UUID, uuid4
 
 import dask
 import distributed
 from distributed import Client, Future, LocalCluster, performance_report
-from prefect.client.schemas.objects import FlowRun, RunInput
+from prefect.client.schemas.objects import RunInput
 from prefect.context import AssetContext, FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.server.api.server import SubprocessASGIServer
@@ -28,6 +29,7 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 from evolve_tasks.context import RunContexts
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.futures import EndedFutures, EvolveFuture, death_of
+from evolve_tasks.lost_workers import lost_workers_return
 from evolve_tasks.monitoring.cancelling import acknowledge
 from evolve_tasks.monitoring.crashes import end_killed
 from evolve_tasks.monitoring.recording import wait_until_recorded
@@ -102,7 +104,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._submitted: list[UUID] = []
         self._pending: dict[UUID, _Pending] = {}
         self._killed: dict[UUID, tuple[Task[Any, Any], str]] = {}
-        self._flow_run: FlowRun | None = None
+        self._flow_context: FlowRunContext | None = None
         self._ended: EndedFutures | None = None
         self._cancelled: tuple[UUID, str] | None = None
 
@@ -158,6 +160,8 @@ class EvolveTaskRunner(DaskTaskRunner):
             start: Any = self.resolved_cluster_class or LocalCluster
             self.logger.info("Starting a Dask cluster with %s", function_name(start))
             given = self._cluster = self._exit_stack.enter_context(start(**self.cluster_kwargs))
+        if isinstance(self._cluster, LocalCluster):
+            self._exit_stack.enter_context(lost_workers_return())
         if self.adapt_kwargs and self._cluster is not None:
             adapting = self._cluster.adapt(**self.adapt_kwargs)
             if asyncio.iscoroutine(adapting):
@@ -272,8 +276,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         if self._ephemeral:
             self._submitted.append(run_id)
         self._pending[run_id] = pending = _Pending(task, future)
-        if (context := FlowRunContext.get()) is not None:
-            self._flow_run = context.flow_run
+        self._flow_context = FlowRunContext.get() or self._flow_context
         future.add_done_callback(lambda _: self._note_end(run_id, pending))
         if (mine := children.get()) is not None:
             mine.append(future)
@@ -311,8 +314,7 @@ class EvolveTaskRunner(DaskTaskRunner):
                     self._contexts.close()
                 if self._killed:
                     # Whoever ran them cannot tell; without us they would be Running for ever.
-                    flow_run = self._flow_run
-                    crashed = end_killed(self._killed, flow_run.id if flow_run else None)
+                    crashed = self._end_killed()
                     self._submitted += [one for one in crashed if one not in self._submitted]
                 if self._submitted:
                     wait_until_recorded(self._submitted, self.logger)
@@ -359,9 +361,17 @@ class EvolveTaskRunner(DaskTaskRunner):
             one.future.exception()
             self._note_end(run_id, one)  # Dask calls back some time later
 
+    def _end_killed(self) -> list[UUID]:
+        # The engine has left the flow run's context by now, and the API takes a task run out of
+        # its flow run when an event about it comes without one.
+        around = self._flow_context
+        with around.model_copy() if around is not None else nullcontext():
+            return end_killed(self._killed)
+
     def _failed(self) -> bool:
         """Whether the flow run has ended, and not well; Prefect sets its state before this."""
-        state = self._flow_run.state if self._flow_run is not None else None
+        flow_run = self._flow_context.flow_run if self._flow_context is not None else None
+        state = flow_run.state if flow_run is not None else None
         return state is not None and state.is_final() and not state.is_completed()
 
     def _begun(self, pending: dict[UUID, _Pending]) -> dict[UUID, _Pending]:

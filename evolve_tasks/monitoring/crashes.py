@@ -86,14 +86,11 @@ def tell_for_the_dead(
     )
 
 
-def end_killed(
-    killed: Mapping[UUID, tuple[Task[Any, Any], str]], flow_run_id: UUID | None
-) -> list[UUID]:
-    """Say of submitted tasks that they crashed; called in the flow.
+def end_killed(killed: Mapping[UUID, tuple[Task[Any, Any], str]]) -> list[UUID]:
+    """Say of submitted tasks that they crashed; called in the context of the flow run.
 
     Args:
         killed: task and what happened, by id of the task run.
-        flow_run_id: the flow run that they belong to.
 
     Returns:
         The ids of those N >= 0 whose end the API did not know.
@@ -104,7 +101,6 @@ def end_killed(
         task_run = known.get(run_id)
         if task_run is None:  # its worker died before it could say that it ran
             task_run = new_task_run(task, run_id=run_id, name=task.name)
-            task_run.flow_run_id = flow_run_id
         if task_run.state is None or not task_run.state.is_final():
             _end(task_run, Crashed(message=message))
             ended.append(run_id)
