@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     TaskRunFilter,
     TaskRunFilterId,
@@ -26,7 +28,8 @@ from prefect.client.schemas.sorting import TaskRunSort
 from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
 
-PAGE = 200  # ids in one question: Prefect's own limit for a page of task runs
+ASKED = 1_000  # ids in one question for a number: 40 kB, and far below a database's limits
+PAGE = 200  # ids in one question for task runs: Prefect's own limit for a page of them
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 # Without a single further task run recorded; then it is not coming. A worker whose connection
@@ -111,19 +114,30 @@ def _asking_once() -> Iterator[None]:
         yield
 
 
+@dataclass(slots=True)
+class _Asked:
+    """Task runs that are asked for together, and of how many the end was known at last."""
+
+    run_ids: Sequence[UUID]
+    known: int = 0
+
+
 class _Waiting:
     """Asks until nothing is missing, or until that does not help any more."""
 
     def __init__(
         self,
-        client: Any,
+        client: SyncPrefectClient,
         run_ids: Sequence[UUID],
         logger: logging.Logger | Any,
         no_progress_s: float,
         away_s: float,
     ) -> None:
         self._client = client
-        self._missing = list(run_ids)
+        once = list(dict.fromkeys(run_ids))  # the API counts each once
+        self._open = deque(
+            _Asked(once[start : start + ASKED]) for start in range(0, len(once), ASKED)
+        )
         self._logger = logger
         self._no_progress_s = no_progress_s
         self._away_s = away_s  # what is left of it
@@ -133,11 +147,10 @@ class _Waiting:
 
     def wait(self) -> tuple[list[UUID], Exception | None]:
         """Give what is missing in the end, and why there was no answer, if that was it."""
-        while self._missing:
-            asked_at = time.monotonic()
-            page, rest = self._missing[:PAGE], self._missing[PAGE:]
+        while self._open:
+            asked, asked_at = self._open[0], time.monotonic()
             try:
-                unknown = _unrecorded(self._client, page)
+                known = _ended_of(self._client, asked.run_ids)
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 # What ran is not undone by an API that is away; the run's outcome stands.
                 self._note_away(error)
@@ -146,25 +159,35 @@ class _Waiting:
                 if self._away_s <= 0:
                     break
                 continue
+            took_s = time.monotonic() - asked_at
             if self._unheard is not None:
                 # Now the workers find it again, too, and send what they could not.
                 self._logger.info("The Prefect API answers again")
                 self._unheard = None
                 self._note_progress()
-            if len(unknown) < len(page):
+            further, asked.known = known - asked.known, known
+            if further > 0:
                 self._note_progress()
             elif time.monotonic() - self._progress_at > self._no_progress_s:
                 break
-            # Those that are not there yet go to the end: the order in which they come is not
-            # that in which they ran.
-            self._missing = rest + unknown
-            if unknown:
-                # The server records with what we leave it: an answer costs it as much as a run.
-                took_s = time.monotonic() - asked_at
+            # The order in which they are recorded is not that in which they ran.
+            self._open.rotate(-1)
+            if known == len(asked.run_ids):
+                self._open.pop()
+            else:
+                # The server records with what we leave it.
                 time.sleep(min(LONGEST_PAUSE_S, 2 * took_s))
-            if len(unknown) == len(page):
-                self._pause()
-        return self._missing, self._unheard
+                if further <= 0:
+                    self._pause()
+        return self._missing(), self._unheard
+
+    def _missing(self) -> list[UUID]:
+        ids = [run_id for asked in self._open for run_id in asked.run_ids]
+        pages = [ids[start : start + PAGE] for start in range(0, len(ids), PAGE)]
+        try:
+            return [run_id for page in pages for run_id in _unrecorded(self._client, page)]
+        except (httpx.HTTPError, PrefectHTTPStatusError):
+            return ids  # nobody there to say which of them
 
     def _note_progress(self) -> None:
         self._progress_at, self._pause_s = time.monotonic(), FIRST_PAUSE_S
@@ -178,7 +201,7 @@ class _Waiting:
                 type(error).__name__,
                 error,
                 self._away_s,
-                len(self._missing),
+                sum(len(asked.run_ids) - asked.known for asked in self._open),
             )
         self._unheard = error
 
@@ -187,14 +210,22 @@ class _Waiting:
         self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
 
 
-def _unrecorded(client: Any, run_ids: list[UUID]) -> list[UUID]:
+def _ended(run_ids: Sequence[UUID]) -> TaskRunFilter:
+    return TaskRunFilter(
+        id=TaskRunFilterId(any_=list(run_ids)),
+        state=TaskRunFilterState(type=TaskRunFilterStateType(any_=list(TERMINAL_STATES))),
+    )
+
+
+def _ended_of(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> int:
+    """How many of them the API knows the end of; a number costs it much less than a page."""
+    wanted = {"task_runs": _ended(run_ids).model_dump(mode="json")}
+    return int(client.request("POST", "/task_runs/count", json=wanted).json())
+
+
+def _unrecorded(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> list[UUID]:
     known = client.read_task_runs(
-        task_run_filter=TaskRunFilter(
-            id=TaskRunFilterId(any_=run_ids),
-            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=list(TERMINAL_STATES))),
-        ),
-        sort=TaskRunSort.ID_DESC,
-        limit=PAGE,
+        task_run_filter=_ended(run_ids), sort=TaskRunSort.ID_DESC, limit=PAGE
     )
     ended = {task_run.id for task_run in known}
     return [run_id for run_id in run_ids if run_id not in ended]

@@ -43,7 +43,10 @@ class Api:
                 api.asked += 1
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 ids = [UUID(one) for one in asked["task_runs"]["id"]["any_"]]
-                body = json.dumps([ended(one) for one in ids if one in api.known]).encode()
+                known = [one for one in dict.fromkeys(ids) if one in api.known]
+                counted = self.path.endswith("/task_runs/count")
+                assert counted or len(ids) <= 200, "Prefect's limit for a page"
+                body = json.dumps(len(known) if counted else list(map(ended, known))).encode()
                 self.send_response(api.status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
@@ -108,10 +111,10 @@ def until(condition: Any) -> None:
 
 
 def test_it_waits_until_all_are_there(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    ids = [uuid4() for _ in range(250)]
-    thread, unknown = waiting(ids)
+    ids = [uuid4() for _ in range(1_250)]
+    thread, unknown = waiting([*ids, ids[0]])
     until(lambda: api.asked)
-    api.known |= set(ids[:201])
+    api.known |= set(ids[:1_201])
     asked = api.asked
     until(lambda: api.asked > asked)
     assert thread.is_alive()
@@ -124,11 +127,11 @@ def test_it_waits_until_all_are_there(api: Api, caplog: pytest.LogCaptureFixture
 def test_it_gives_up_without_progress_and_says_what_is_lost(
     api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = [uuid4() for _ in range(3)]
+    ids = [uuid4() for _ in range(303)]
     api.known |= {ids[0]}
-    assert wait_until_recorded(ids, LOGGER, no_progress_s=0.2) == 2
+    assert wait_until_recorded(ids, LOGGER, no_progress_s=0.2) == 302
     (record,) = caplog.records
-    assert "2 of 3 task runs" in record.getMessage()
+    assert "302 of 303 task runs" in record.getMessage()
     assert "no progress" in record.getMessage()
     assert "nothing of their results is lost" in record.getMessage()
 
