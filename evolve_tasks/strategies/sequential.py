@@ -17,8 +17,9 @@ from evolve_tasks.core.batching import TARGET_S
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
 from evolve_tasks.feeding import take_one
 from evolve_tasks.strategies.drive import drive
+from evolve_tasks.workers.bound import SIGNALS
 from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, Recorded, RunSpec
-from evolve_tasks.workers.runtime import SIGNALS, Runtime
+from evolve_tasks.workers.runtime import Runtime
 from evolve_tasks.workers.task_runs import OpenRun
 from evolve_tasks.workers.units import measure
 

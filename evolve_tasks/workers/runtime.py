@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
-from contextvars import Context, copy_context
-from copy import copy
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from distributed.protocol.pickle import dumps, loads
-from prefect.client.orchestration import get_client
-from prefect.client.schemas import TaskRun
-from prefect.context import TaskRunContext
-from prefect.exceptions import ExternalSignal, PrefectSignal
-from prefect.logging.loggers import patch_print
-from prefect.results import get_result_store
-from prefect.utilities.engine import should_log_prints
 
 from evolve_tasks.journal import items_token
 from evolve_tasks.outcome import Failure
-from evolve_tasks.stages import Stage, as_items
+from evolve_tasks.stages import Stage
+from evolve_tasks.workers.bound import BoundStage, Ran, UnitContext
 from evolve_tasks.workers.calls import (
     BatchResult,
     ExpandCall,
@@ -41,18 +31,10 @@ from evolve_tasks.workers.calls import (
     item_run_id,
 )
 from evolve_tasks.workers.context import tracking_alone
+from evolve_tasks.workers.engines import record_failure
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks
-from evolve_tasks.workers.task_runs import (
-    OpenRun,
-    needs_engine,
-    new_task_run,
-    record_failure,
-    run_as_unit,
-    run_coroutine,
-    run_task,
-    unwrapped,
-)
+from evolve_tasks.workers.task_runs import OpenRun, run_as_unit
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
     NOTHING,
@@ -64,30 +46,15 @@ from evolve_tasks.workers.transport import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What user code raises is the failure of its item, whatever it is: a parser that calls
-# sys.exit() must not end a worker, and Dask waits for ever for a task that raised something
-# beyond Exception. Only what is meant for the process itself goes through, where the process
-# is the flow's own; a worker runs tasks in threads, which get no signals.
-SIGNALS: tuple[type[BaseException], ...] = (KeyboardInterrupt, PrefectSignal, ExternalSignal)
-
-
-@dataclass(slots=True)
-class _Ran:
-    """How one item ended."""
-
-    value: Any = None
-    error: BaseException | None = None
-    attempts: int = 1
-
 
 @dataclass(slots=True)
 class _Expanded:
     """How one source ended; `ran` is `None` if it was not begun."""
 
     item: Any
-    ran: _Ran | None = None
+    ran: Ran | None = None
     parse_s: float = 0.0
-    worked_on: list[_Ran] | None = None
+    worked_on: list[Ran] | None = None
     inline_s: float = 0.0
 
 
@@ -121,7 +88,7 @@ class Runtime:
         # Whether a task can be called alone depends on the flow run's context.
         self._threads = TimedThreads()
         self._bound = template.copy().run(
-            lambda: [_Bound(stage, signals, self._threads) for stage in spec.stages]
+            lambda: [BoundStage(stage, signals, self._threads) for stage in spec.stages]
         )
 
     def expand(self, call: ExpandCall) -> Expansion:
@@ -164,7 +131,7 @@ class Runtime:
         span.ended = time.time()
         ends: list[SourceEnd] = []
         lists: list[Any] = []
-        inline: list[tuple[SourceCall, list[_Ran], Any]] = []
+        inline: list[tuple[SourceCall, list[Ran], Any]] = []
         for source, one in zip(call.sources, ended, strict=True):
             end = SourceEnd(skipped=one.ran is None)
             items: Any = ()
@@ -212,14 +179,14 @@ class Runtime:
             ended.append(one)
             begun = time.perf_counter()
             self._mark(source.position, SOURCE_ITSELF)
-            with _Unit(bound, call.recording, source.run_id, name) as unit:
+            with UnitContext(bound, call.recording, source.run_id, name) as unit:
                 one.ran = ran = unit.run(item, source.run_id, name)
             one.parse_s = time.perf_counter() - begun
             if ran.error is not None:
                 failed = self.spec.fail_fast
             elif here is not None and 0 < len(ran.value) <= call.inline:
                 begun = time.perf_counter()
-                with _Unit(here, _in_passing(call), source.run_id, name) as unit:
+                with UnitContext(here, _in_passing(call), source.run_id, name) as unit:
                     one.worked_on = self._work_on(here, unit, source, ran.value, 0)
                 one.inline_s = time.perf_counter() - begun
                 failed = self.spec.fail_fast and any(
@@ -231,7 +198,7 @@ class Runtime:
         self,
         call: ExpandCall,
         ends: list[SourceEnd],
-        inline: list[tuple[SourceCall, list[_Ran], Any]],
+        inline: list[tuple[SourceCall, list[Ran], Any]],
     ) -> Packed:
         if not inline:
             return NOTHING
@@ -253,9 +220,9 @@ class Runtime:
         span = self._begin()
         name = batch_name(bound.stage, call)
 
-        def body(call: ProcessCall) -> tuple[list[_Ran], float]:
+        def body(call: ProcessCall) -> tuple[list[Ran], float]:
             log_run_id = call.recording.unit or call.recording.upstream or call.source.run_id
-            with _Unit(bound, call.recording, log_run_id, name) as unit:
+            with UnitContext(bound, call.recording, log_run_id, name) as unit:
                 begun = time.perf_counter()
                 ended = self._work_on(bound, unit, call.source, items, call.start)
                 return ended, time.perf_counter() - begun
@@ -283,10 +250,15 @@ class Runtime:
         )
 
     def _work_on(
-        self, bound: _Bound, unit: _Unit, source: SourceCall, items: Sequence[Any], start: int
-    ) -> list[_Ran]:
+        self,
+        bound: BoundStage,
+        unit: UnitContext,
+        source: SourceCall,
+        items: Sequence[Any],
+        start: int,
+    ) -> list[Ran]:
         """Run the last stage on each item, until the run is stopped."""
-        ended: list[_Ran] = []
+        ended: list[Ran] = []
         for position, item in enumerate(items, start):
             if self.stopped():
                 break
@@ -299,7 +271,7 @@ class Runtime:
         return ended
 
     def _as_unit(
-        self, bound: _Bound, recording: Recording, name: str, body: Callable[P, R]
+        self, bound: BoundStage, recording: Recording, name: str, body: Callable[P, R]
     ) -> Callable[P, R]:
         """Let a unit run as one task run, where it is recorded as such."""
         if recording.unit is None or bound.task is None:
@@ -319,11 +291,11 @@ class Runtime:
 
     def _failures(
         self,
-        bound: _Bound,
+        bound: BoundStage,
         recording: Recording,
         source: SourceCall,
         upstream: UUID | None,
-        ended: Sequence[_Ran],
+        ended: Sequence[Ran],
         items: Sequence[Any],
         start: int,
     ) -> tuple[list[Failure], list[int]]:
@@ -344,17 +316,22 @@ class Runtime:
                 recorded.append(position)
         return failures, recorded
 
-    def _needs_own_run(self, bound: _Bound, recording: Recording) -> bool:
+    def _needs_own_run(self, bound: BoundStage, recording: Recording) -> bool:
         return bound.task is not None and not recording.each and self.spec.failures_recorded
 
     def _record_failure(
-        self, bound: _Bound, run_id: UUID, label: str, upstream: UUID | None, error: BaseException
+        self,
+        bound: BoundStage,
+        run_id: UUID,
+        label: str,
+        upstream: UUID | None,
+        error: BaseException,
     ) -> None:
         assert bound.task is not None
         name = f"{bound.stage.name}[{label}]"
         record_failure(bound.task, run_id=run_id, name=name, upstream=upstream, error=error)
 
-    def _failed(self, bound: _Bound, index: tuple[int, ...], item: Any, ran: _Ran) -> Failure:
+    def _failed(self, bound: BoundStage, index: tuple[int, ...], item: Any, ran: Ran) -> Failure:
         assert ran.error is not None
         return failure_from(
             ran.error, stage=bound.stage.name, index=index, item=item, attempts=ran.attempts
@@ -392,138 +369,7 @@ def unit_name(stage: Stage, call: ExpandCall) -> str:
     return f"{stage.name}[{first}]" if len(call.sources) == 1 else f"{stage.name}[{first} … {last}]"
 
 
-class _Bound:
-    """A stage made ready to be called.
-
-    Args:
-        stage: the stage.
-        signals: exceptions that are not caught.
-        threads: where a task with a time limit runs.
-    """
-
-    def __init__(
-        self, stage: Stage, signals: tuple[type[BaseException], ...], threads: TimedThreads
-    ) -> None:
-        self.stage = stage
-        self.task = stage.task
-        self._signals = signals
-        self._threads = threads
-        self.function = _collecting(stage.function if stage.task is None else stage.task.fn)
-        self.quick = False  # calling the function alone leaves nothing out
-        if stage.task is not None:
-            self.quick = not needs_engine(stage.task)
-            if stage.task.isgenerator:
-                self.task = copy(stage.task)
-                self.task.isgenerator = False
-                if stage.task.isasync:
-                    self.task.fn = self.function
-
-    def check(self, value: Any) -> Any:
-        """Refuse what the stage must not return; a State stands for its result."""
-        value = unwrapped(value)
-        if not self.stage.last:
-            value = as_items(self.stage.name, value)
-        elif isinstance(value, Generator):
-            value = list(value)
-        return value
-
-    def check_alone(self, value: Any) -> Any:
-        """The same, and whether it can travel: for a value that is a task run of its own."""
-        value = self.check(value)
-        require_picklable(self.stage.name, value)
-        return value
-
-    def call(self, item: Any) -> _Ran:
-        """Call the function alone."""
-        try:
-            value = self.function(item)
-            if inspect.iscoroutine(value):
-                value = run_coroutine(value)
-            value = self.check(value)
-            if not self.stage.last:
-                require_picklable(self.stage.name, value)
-        except self._signals:
-            raise
-        except BaseException as error:
-            return _Ran(error=error)
-        return _Ran(value=value)
-
-    def run(self, item: Any, task_run: TaskRun, *, recorded: bool) -> _Ran:
-        """Run the task through Prefect's engine."""
-        assert self.task is not None
-        run = partial(run_task, check=self.check_alone, recorded=recorded, threads=self._threads)
-        try:
-            # The engines leave context variables behind in async runs; a copy takes them along.
-            value = copy_context().run(run, self.task, item, task_run)
-        except self._signals:
-            raise
-        except BaseException as error:
-            return _Ran(error=error, attempts=task_run.run_count)
-        return _Ran(value=value, attempts=task_run.run_count)
-
-
-def _collecting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that gives a list where it was an async generator, which nobody can await."""
-    called = function if inspect.isroutine(function) else type(function).__call__
-    if not inspect.isasyncgenfunction(called):
-        return function
-
-    @functools.wraps(function, updated=())
-    async def collected(*args: Any, **kwargs: Any) -> list[Any]:
-        return [item async for item in function(*args, **kwargs)]
-
-    return collected
-
-
-class _Unit:
-    """What surrounds the items of one unit: the run that gets their logs, patched prints."""
-
-    def __init__(self, bound: _Bound, recording: Recording, log_run_id: UUID, name: str) -> None:
-        self._bound = bound
-        self._recording = recording
-        self._log_run_id = recording.unit or recording.within or log_run_id
-        self._name = name
-        self._stack = ExitStack()
-
-    def __enter__(self) -> _Unit:
-        task = self._bound.task
-        if task is None or self._recording.each or not self._bound.quick:
-            return self
-        if self._recording.unit is None:
-            # The user's code may ask for its run: it is told of the one that gets its logs.
-            self._stack.enter_context(
-                TaskRunContext(
-                    task=task,
-                    task_run=new_task_run(task, run_id=self._log_run_id, name=self._name),
-                    parameters={},
-                    client=get_client(sync_client=True),
-                    log_prints=should_log_prints(task),
-                    result_store=get_result_store(),
-                    persist_result=False,
-                )
-            )
-        if should_log_prints(task):
-            self._stack.enter_context(patch_print())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def run(self, item: Any, run_id: UUID, name: str) -> _Ran:
-        """Run the stage on one source or item."""
-        bound, recording = self._bound, self._recording
-        if bound.task is None or (bound.quick and not recording.each):
-            return bound.call(item)
-        if recording.each:
-            task_run = new_task_run(
-                bound.task, run_id=run_id, name=name, upstream=recording.upstream
-            )
-        else:
-            task_run = new_task_run(bound.task, run_id=self._log_run_id, name=name)
-        return bound.run(item, task_run, recorded=recording.each)
-
-
-def _refuse_unpicklable(stage: str, ended: Sequence[_Ran]) -> None:
+def _refuse_unpicklable(stage: str, ended: Sequence[Ran]) -> None:
     """Make failures of values that cannot travel."""
     values = [ran.value for ran in ended if ran.error is None]
     # Exceptions with arguments of their own often pickle and then cannot be unpickled.

@@ -17,8 +17,8 @@ from prefect.utilities.annotations import BaseAnnotation, allow_failure, opaque,
 from prefect.utilities.collections import visit_collection
 
 from evolve_tasks.workers.context import context_here, surrounded, threads_here, tracking_alone
+from evolve_tasks.workers.engines import run_coroutine, run_in_time
 from evolve_tasks.workers.seceding import seceded
-from evolve_tasks.workers.task_runs import run_coroutine, run_in_time
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
 

@@ -1,0 +1,177 @@
+"""A stage made ready to be called in this process, and what surrounds the items of one unit."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from contextvars import copy_context
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import TaskRun
+from prefect.context import TaskRunContext
+from prefect.exceptions import ExternalSignal, PrefectSignal
+from prefect.logging.loggers import patch_print
+from prefect.results import get_result_store
+from prefect.utilities.engine import should_log_prints
+
+from evolve_tasks.stages import Stage, as_items
+from evolve_tasks.workers.calls import Recording
+from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
+from evolve_tasks.workers.task_runs import new_task_run
+from evolve_tasks.workers.timed import TimedThreads
+from evolve_tasks.workers.transport import require_picklable
+
+# What user code raises is the failure of its item, whatever it is: a parser that calls
+# sys.exit() must not end a worker, and Dask waits for ever for a task that raised something
+# beyond Exception. Only what is meant for the process itself goes through, where the process
+# is the flow's own; a worker runs tasks in threads, which get no signals.
+SIGNALS: tuple[type[BaseException], ...] = (KeyboardInterrupt, PrefectSignal, ExternalSignal)
+
+
+@dataclass(slots=True)
+class Ran:
+    """How one item ended."""
+
+    value: Any = None
+    error: BaseException | None = None
+    attempts: int = 1
+
+
+class BoundStage:
+    """A stage made ready to be called.
+
+    Args:
+        stage: the stage.
+        signals: exceptions that are not caught.
+        threads: where a task with a time limit runs.
+    """
+
+    def __init__(
+        self, stage: Stage, signals: tuple[type[BaseException], ...], threads: TimedThreads
+    ) -> None:
+        self.stage = stage
+        self.task = stage.task
+        self._signals = signals
+        self._threads = threads
+        self.function = _collecting(stage.function if stage.task is None else stage.task.fn)
+        self.quick = False  # calling the function alone leaves nothing out
+        if stage.task is not None:
+            self.quick = not needs_engine(stage.task)
+            if stage.task.isgenerator:
+                self.task = copy(stage.task)
+                self.task.isgenerator = False
+                if stage.task.isasync:
+                    self.task.fn = self.function
+
+    def check(self, value: Any) -> Any:
+        """Refuse what the stage must not return; a State stands for its result."""
+        value = unwrapped(value)
+        if not self.stage.last:
+            value = as_items(self.stage.name, value)
+        elif isinstance(value, Generator):
+            value = list(value)
+        return value
+
+    def check_alone(self, value: Any) -> Any:
+        """The same, and whether it can travel: for a value that is a task run of its own."""
+        value = self.check(value)
+        require_picklable(self.stage.name, value)
+        return value
+
+    def call(self, item: Any) -> Ran:
+        """Call the function alone."""
+        try:
+            value = self.function(item)
+            if inspect.iscoroutine(value):
+                value = run_coroutine(value)
+            value = self.check(value)
+            if not self.stage.last:
+                require_picklable(self.stage.name, value)
+        except self._signals:
+            raise
+        except BaseException as error:
+            return Ran(error=error)
+        return Ran(value=value)
+
+    def run(self, item: Any, task_run: TaskRun, *, recorded: bool) -> Ran:
+        """Run the task through Prefect's engine."""
+        assert self.task is not None
+        run = partial(run_task, check=self.check_alone, recorded=recorded, threads=self._threads)
+        try:
+            # The engines leave context variables behind in async runs; a copy takes them along.
+            value = copy_context().run(run, self.task, item, task_run)
+        except self._signals:
+            raise
+        except BaseException as error:
+            return Ran(error=error, attempts=task_run.run_count)
+        return Ran(value=value, attempts=task_run.run_count)
+
+
+def _collecting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that gives a list where it was an async generator, which nobody can await."""
+    called = function if inspect.isroutine(function) else type(function).__call__
+    if not inspect.isasyncgenfunction(called):
+        return function
+
+    @functools.wraps(function, updated=())
+    async def collected(*args: Any, **kwargs: Any) -> list[Any]:
+        return [item async for item in function(*args, **kwargs)]
+
+    return collected
+
+
+class UnitContext:
+    """What surrounds the items of one unit: the run that gets their logs, patched prints."""
+
+    def __init__(
+        self, bound: BoundStage, recording: Recording, log_run_id: UUID, name: str
+    ) -> None:
+        self._bound = bound
+        self._recording = recording
+        self._log_run_id = recording.unit or recording.within or log_run_id
+        self._name = name
+        self._stack = ExitStack()
+
+    def __enter__(self) -> UnitContext:
+        task = self._bound.task
+        if task is None or self._recording.each or not self._bound.quick:
+            return self
+        if self._recording.unit is None:
+            # The user's code may ask for its run: it is told of the one that gets its logs.
+            self._stack.enter_context(
+                TaskRunContext(
+                    task=task,
+                    task_run=new_task_run(task, run_id=self._log_run_id, name=self._name),
+                    parameters={},
+                    client=get_client(sync_client=True),
+                    log_prints=should_log_prints(task),
+                    result_store=get_result_store(),
+                    persist_result=False,
+                )
+            )
+        if should_log_prints(task):
+            self._stack.enter_context(patch_print())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def run(self, item: Any, run_id: UUID, name: str) -> Ran:
+        """Run the stage on one source or item."""
+        bound, recording = self._bound, self._recording
+        if bound.task is None or (bound.quick and not recording.each):
+            return bound.call(item)
+        if recording.each:
+            task_run = new_task_run(
+                bound.task, run_id=run_id, name=name, upstream=recording.upstream
+            )
+        else:
+            task_run = new_task_run(bound.task, run_id=self._log_run_id, name=name)
+        return bound.run(item, task_run, recorded=recording.each)
