@@ -53,6 +53,7 @@ class RunWatch(SchedulerPlugin):
         self._plugins = plugins
         self._clearing: asyncio.Task[None] | None = None
         self._scheduler: Scheduler | None = None
+        self._evening_out: asyncio.TimerHandle | None = None
         self._evened_out = 0.0
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -77,14 +78,15 @@ class RunWatch(SchedulerPlugin):
         """Look for a queue to even out when one of our tasks has ended: its worker may be idle."""
         if start != "processing" or self._scheduler is None or not self._scheduler.idle:
             return
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._evened_out >= EVEN_OUT_S and self._is_ours(key):
-            self._evened_out = loop.time()
-            # Not in the middle of a transition.
-            loop.call_soon(self._even_out, self._scheduler)
+        if self._evening_out is None and self._is_ours(key):
+            # Not in the middle of a transition; and if it was done a moment ago, then later: no
+            # other task may end for a long time.
+            loop = asyncio.get_running_loop()
+            due = max(loop.time(), self._evened_out + EVEN_OUT_S)
+            self._evening_out = loop.call_at(due, self._even_out, self._scheduler)
 
-    @staticmethod
-    def _even_out(scheduler: Scheduler) -> None:
+    def _even_out(self, scheduler: Scheduler) -> None:
+        self._evening_out, self._evened_out = None, asyncio.get_running_loop().time()
         stealing = scheduler.extensions.get("stealing")
         if stealing is not None:  # somebody may have switched it off
             stealing.balance()
