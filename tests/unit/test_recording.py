@@ -103,6 +103,11 @@ def waiting(run_ids: list[UUID], **limits: float) -> tuple[threading.Thread, lis
     return thread, unknown
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the waiting logged; threads of other tests may log meanwhile."""
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
+
+
 def until(condition: Any) -> None:
     deadline = time.monotonic() + 30
     while not condition():
@@ -121,7 +126,7 @@ def test_it_waits_until_all_are_there(api: Api, caplog: pytest.LogCaptureFixture
     api.known |= set(ids)
     thread.join(30)
     assert unknown == [0]
-    assert not caplog.records
+    assert not said(caplog)
 
 
 def test_it_gives_up_without_progress_and_says_what_is_lost(
@@ -130,10 +135,10 @@ def test_it_gives_up_without_progress_and_says_what_is_lost(
     ids = [uuid4() for _ in range(303)]
     api.known |= {ids[0]}
     assert wait_until_recorded(ids, LOGGER, no_progress_s=0.2) == 302
-    (record,) = caplog.records
-    assert "302 of 303 task runs" in record.getMessage()
-    assert "no progress" in record.getMessage()
-    assert "nothing of their results is lost" in record.getMessage()
+    (message,) = said(caplog)
+    assert "302 of 303 task runs" in message
+    assert "no progress" in message
+    assert "nothing of their results is lost" in message
 
 
 def test_it_asks_on_while_nothing_answers(port: int, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +146,7 @@ def test_it_asks_on_while_nothing_answers(port: int, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, LOGGER.name):
         # Away for longer than there may be no progress: that is counted from the first answer.
         thread, unknown = waiting([run_id], no_progress_s=20, away_s=60)
-        until(lambda: caplog.records)
+        until(lambda: said(caplog))
         api = Api(port)
         try:
             until(lambda: api.asked)
@@ -151,10 +156,9 @@ def test_it_asks_on_while_nothing_answers(port: int, caplog: pytest.LogCaptureFi
         finally:
             api.close()
     assert unknown == [0]
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    assert "does not answer" in said[0]
-    assert "answers again" in said[1]
+    first, last = said(caplog)
+    assert "does not answer" in first
+    assert "answers again" in last
 
 
 @pytest.mark.parametrize("status", [None, 500, 503, 404])
@@ -171,7 +175,7 @@ def test_it_gives_up_when_nothing_answers_for_long(
     finally:
         if api is not None:
             api.close()
-    first, last = (record.getMessage() for record in caplog.records if record.name == LOGGER.name)
+    first, last = said(caplog)
     assert "does not answer" in first
     assert "2 of 2 task runs" in last
     assert "did not answer" in last
