@@ -160,7 +160,7 @@ class EvolveTaskRunner(DaskTaskRunner):
             start: Any = self.resolved_cluster_class or LocalCluster
             self.logger.info("Starting a Dask cluster with %s", function_name(start))
             given = self._cluster = self._exit_stack.enter_context(start(**self.cluster_kwargs))
-        if isinstance(self._cluster, LocalCluster):
+        if isinstance(given, LocalCluster):  # also that of a default client
             self._exit_stack.enter_context(lost_workers_return())
         if self.adapt_kwargs and self._cluster is not None:
             adapting = self._cluster.adapt(**self.adapt_kwargs)
