@@ -434,7 +434,8 @@ CASES = [
         odd_items_fail,
         [6000, 6004],
         failures=[(1, (0, 1), "KeyError")],
-        options={"on_failure": {"ratio": 0.3}},
+        # One batch: judged as soon as all is known, it would else stop before the last item.
+        options={"on_failure": {"ratio": 0.3}, "batch": 3},
         raises=True,
     ),
 ]
