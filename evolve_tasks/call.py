@@ -23,10 +23,13 @@ from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.journal import Journal
 from evolve_tasks.monitoring.cancelling import heeding_cancellation
+from evolve_tasks.monitoring.glimpsing import glimpsing
+from evolve_tasks.monitoring.shown import Shown
 from evolve_tasks.monitoring.terminal import showing, terminal
 from evolve_tasks.naming import short_repr
 from evolve_tasks.opened import Opened, flow_run_id
 from evolve_tasks.options import EvolveOptions, resolve_options
+from evolve_tasks.report import Story
 from evolve_tasks.resuming import Resuming
 from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.stages import Stage, stages_from
@@ -151,8 +154,15 @@ class Call:
             journaled=resuming is not None,
             resources=options.resources or {},
         )
+        story = Story(time.time(), [stage.name for stage in self.stages])
         run = EvolvingRun(
-            spec.run, self.sources, self.stages, options, window=window, resuming=resuming
+            spec.run,
+            self.sources,
+            self.stages,
+            options,
+            window=window,
+            story=story,
+            resuming=resuming,
         )
         note = logger.warning if self.choice.warn else logger.info
         note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
@@ -164,7 +174,19 @@ class Call:
             if missing := submitter.missing():
                 logger.warning("No worker offers %s at this moment; waiting for one", missing)
         stack.enter_context(heeding_cancellation(flow_run_id(), run.cancel, logger))
-        show = stack.enter_context(showing(run, console, self.client))
+        stack.enter_context(showing(run, console, self.client))
+        if self.choice.strategy == "nested" and self.client is not None:
+            stack.enter_context(glimpsing(self.client, run))
+        shown = Shown(
+            run,
+            strategy=self.choice.strategy,
+            reason=self.choice.reason,
+            started=started,
+            dashboard=None if self.client is None else self.client.dashboard_link or None,
+            logger=logger,
+            progress=options.progress,
+        )
+        stack.enter_context(shown.shown())
         if self.client is not None and on_worker():
             stack.enter_context(seceded())
         return Opened(
@@ -175,8 +197,7 @@ class Call:
             spec=spec,
             _submitter=submitter,
             _stack=stack.pop_all(),
-            show=show,
-            _started=started,
+            shown=shown,
             _share=share,
             _threads=threads,
         )

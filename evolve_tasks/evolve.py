@@ -169,7 +169,6 @@ async def aevolve(
             async with aclosing(run_async(opened.run, opened.submitter)) as portions:
                 async for portion in portions:
                     assembly.add(portion)
-                    opened.show()
         else:
 
             def collect() -> None:
@@ -268,7 +267,6 @@ async def aevolve_iter(
         )
         async with aclosing(portions):
             async for portion in portions:
-                opened.show()
                 for outcome in _outcomes(portion, failures):
                     yield outcome
     opened.judged([], failures)

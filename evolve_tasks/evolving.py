@@ -15,6 +15,7 @@ from evolve_tasks.core.actions import Action, Expand, Found, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.core.progress import Progress
 from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.core.window import Window
 from evolve_tasks.feeding import Arrival
@@ -22,8 +23,10 @@ from evolve_tasks.naming import short_repr, source_label
 from evolve_tasks.options import EvolveOptions, FailurePolicy
 from evolve_tasks.outcome import Counts, Failure, StageCounts
 from evolve_tasks.record_ledger import RecordLedger
+from evolve_tasks.report import Story
 from evolve_tasks.resuming import Recalled, Resuming
 from evolve_tasks.stages import Stage
+from evolve_tasks.telling import tell_batch, tell_expansion, tell_lost
 from evolve_tasks.workers.calls import (
     BatchResult,
     ExpandCall,
@@ -39,6 +42,7 @@ from evolve_tasks.workers.calls import (
     item_run_id,
 )
 from evolve_tasks.workers.failing import failure_from
+from evolve_tasks.workers.glimpses import Glimpse
 from evolve_tasks.workers.marks import marks_path, take_marks
 from evolve_tasks.workers.transport import NOTHING, Packed, Unpacked
 
@@ -69,6 +73,7 @@ class EvolvingRun:
         stages: the stages.
         options: the options.
         window: how much may be in flight.
+        story: what is gathered for its report.
         resuming: its journal; `None` if it has none.
     """
 
@@ -80,6 +85,7 @@ class EvolvingRun:
         options: EvolveOptions,
         *,
         window: Window,
+        story: Story,
         resuming: Resuming | None = None,
     ) -> None:
         known = _known_length(sources)
@@ -95,9 +101,11 @@ class EvolvingRun:
             sources_known=known,
         )
         self.ledger = RecordLedger(options.record, options.record_budget, known)
+        self.story = story
         self.source_error: BaseException | None = None
         self.interrupted = False
         self.cancelled = False
+        self.left = False
         self.wake: Callable[[], None] = lambda: None
         self.on_source: Callable[[int, Any], None] | None = None
         self._marks: dict[str, set[tuple[int, int]] | None] = {}  # by address of a dead worker
@@ -114,6 +122,7 @@ class EvolvingRun:
         self._known: dict[int, tuple[int, Recalled]] = {}  # sources that a journal has in whole
         self._recalled: dict[int, Recalled] = {}  # and in part
         self._under_way: dict[int, tuple[Expand | Process, Recording]] = {}
+        self._glimpses: dict[int, Glimpse] = {}  # of nested sources, by position of the first
         self._unit_runs: dict[int, UUID] = {}  # task run of each unit that has open lists
 
     # -- carrying out actions -----------------------------------------------------------------
@@ -150,6 +159,11 @@ class EvolvingRun:
             position not in self._known and resuming.knows(position)
             for position in range(action.start, action.stop)
         )
+
+    def leave(self) -> None:
+        """Begin nothing more: nobody waits for the rest."""
+        self.left = True
+        self.core.stop("the run was left before its end")
 
     def cancel(self) -> None:
         """Leave the run because its flow run was cancelled; may be called from any thread."""
@@ -214,13 +228,21 @@ class EvolvingRun:
         """Note that a unit is no task run of its own, but belongs to this one."""
         self._unit_runs[unit] = run_id
 
+    def _call(self, position: int) -> SourceCall:
+        return self._open[position][1]
+
+    def _calls(self, action: Expand | Process) -> list[SourceCall]:
+        return [self._call(position) for position in range(action.start, action.stop)]
+
     def released(self, unit: int) -> None:
         """Carry out a `Release`."""
         self._unit_runs.pop(unit, None)
 
     def source_done(self, position: int) -> None:
         """Carry out a `SourceDone`."""
-        self._open.pop(position, None)
+        if position in self._open:
+            _, call = self._open.pop(position)
+            self.story.source_done(position, call.label)
         self._known.pop(position, None)
         if self.resuming is not None:
             self.resuming.source_done(position)
@@ -240,13 +262,18 @@ class EvolvingRun:
         match answer:
             case BatchResult():
                 self._note_batch(recording.unit, action.source, action.start, action.stop, answer)
+                tell_batch(self.story, self._call(action.source), action.start, action.stop, answer)
                 return [self._portion(action.source, action.start, action.stop, answer)]
             case Measure():
+                tell_expansion(self.story, self._calls(action), answer)
                 return self._measured(action, recording, answer)
             case NestedResult():
+                tell_expansion(self.story, self._calls(action), answer.measure)
                 portions = self._measured(action, recording, answer.measure)
                 for batch in answer.batches:
                     position = action.start + batch.offset
+                    call = self._call(position)
+                    tell_batch(self.story, call, batch.start, batch.stop, batch.result)
                     self._note_batch(batch.run_id, position, batch.start, batch.stop, batch.result)
                     portions.append(self._portion(position, batch.start, batch.stop, batch.result))
                 return portions
@@ -262,6 +289,8 @@ class EvolvingRun:
         if isinstance(answer, Arrival):
             return self.arrived(answer)
         action, recording = self._under_way.pop(unit)
+        if isinstance(action, Expand):
+            self._glimpses.pop(action.start, None)
         core = self.core
         match answer:
             case BatchResult():
@@ -445,9 +474,12 @@ class EvolvingRun:
                 )
                 for item in range(action.start, action.stop)
             ]
-            if lost.crashed and self.ledger.mode != "sources":
+            run_id = item_run_id(call.run_id, action.start)
+            recorded = lost.crashed and self.ledger.mode != "sources"
+            for failure in failures:
+                tell_lost(self.story, call, failure, run_id if recorded else None)
+            if recorded:
                 upstream = self._unit_runs.get(action.parent, call.run_id)
-                run_id = item_run_id(call.run_id, action.start)
                 label = f"{call.label} {action.start}"
                 self._give_up(action.stage, run_id, label, upstream, failures[0].message)
             return [Portion(action.source, source, action.start, action.stop, [], failures)]
@@ -455,6 +487,7 @@ class EvolvingRun:
         for position in range(action.start, action.stop):
             source, call = self._open[position]
             failure = replace(_failure_of(lost, stage, (position,), source), source=source)
+            tell_lost(self.story, call, failure, call.run_id if lost.crashed else None)
             if lost.crashed:
                 self._give_up(action.stage, call.run_id, call.label, None, failure.message)
             portions.append(Portion(position, source, 0, 0, [], [failure]))
@@ -467,6 +500,27 @@ class EvolvingRun:
         if task is not None:
             name = f"{self.stages[stage].name}[{label}]"
             self.given_up.append(GivenUp(task, run_id, name, upstream, message))
+
+    def glimpsed(self, glimpse: Glimpse) -> None:
+        """Note how far nested sources are; may be called from any thread."""
+        if glimpse.position in self._open:
+            self._glimpses[glimpse.position] = glimpse
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is, nested sources included; may be asked for by any thread."""
+        progress = self.core.progress
+        if progress.finished or not self._glimpses:
+            return progress
+        glimpses = list(self._glimpses.values())
+        discovered = sum(glimpse.discovered for glimpse in glimpses)
+        return replace(
+            progress,
+            discovered=progress.discovered + discovered,
+            done=progress.done + sum(glimpse.done for glimpse in glimpses),
+            failed=progress.failed + sum(glimpse.failed for glimpse in glimpses),
+            unseen=max(0, progress.unseen - discovered),
+        )
 
     def counts(self) -> Counts:
         """The numbers as they stand."""

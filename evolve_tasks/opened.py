@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,16 +17,20 @@ from prefect.logging import get_run_logger
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.errors import RunCancelled
 from evolve_tasks.evolving import EvolvingRun
+from evolve_tasks.monitoring.cancelling import is_cancelled
 from evolve_tasks.monitoring.crashes import (
     end_what_died,
     now,
     record_given_up,
     tell_for_the_dead,
 )
+from evolve_tasks.monitoring.facts import failure_facts
 from evolve_tasks.monitoring.recording import unrecorded_after, wait_until_recorded
+from evolve_tasks.monitoring.shown import Shown
 from evolve_tasks.naming import LABEL, one_line
 from evolve_tasks.options import EvolveOptions
 from evolve_tasks.outcome import EvolveFailed, Failure, Outcome
+from evolve_tasks.report import Report
 from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.strategies.as_completed import run_as_completed
 from evolve_tasks.strategies.asynchronous import run_async
@@ -62,7 +65,7 @@ class Opened:
         runner: the flow's task runner.
         run: the run.
         spec: what the workers know of it.
-        show: brings the progress that is shown up to date; called now and then.
+        shown: what the Prefect UI shows of it.
         gone: sources that earlier runs had and this one has not, once it is closed.
     """
 
@@ -73,8 +76,7 @@ class Opened:
     spec: RunSpec
     _submitter: Submitter | None
     _stack: ExitStack
-    show: Callable[[], None]
-    _started: float
+    shown: Shown
     _share: Shares | None
     _threads: int
     gone: list[str] = field(default_factory=list)
@@ -99,9 +101,7 @@ class Opened:
             case _:
                 portions = _in_own_loop(run_async(self.run, self.submitter))
         with closing(portions):
-            for portion in portions:
-                self.show()
-                yield portion
+            yield from portions
 
     def vanished(self) -> list[str]:
         """Say which sources are gone since an earlier run, once all have been taken."""
@@ -125,19 +125,34 @@ class Opened:
         """Wait until the API knows what ran, then leave the cluster as it was found."""
         with self._stack:
             run = self.run
+            self.shown.ended(self._state())
             self.gone = self.vanished()
             recorded = [one.run_id for one in run.recorded]
             if run.deaths:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
                 tell_for_the_dead(run.recorded, set(missing), run.stages, self._logger)
             recorded += record_given_up(run.given_up)
-            if recorded:
-                wait_until_recorded(recorded, self._logger)
+            unrecorded = wait_until_recorded(recorded, self._logger)
             if run.deaths:
                 # Asked when the others are known: events come to the API one after another.
                 names = [stage.name for stage in run.stages]
                 ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
-                wait_until_recorded(ended, self._logger)
+                unrecorded += wait_until_recorded(ended, self._logger)
+                recorded += ended
+            self.shown.told(
+                vanished=self.gone,
+                recording={"task_runs": len(recorded), "unrecorded": unrecorded},
+            )
+
+    def _state(self) -> str:
+        """How it has ended, in the words of its report."""
+        run = self.run
+        if run.cancelled:
+            return "cancelled"
+        if run.core.finished and not run.left:
+            return "failed" if run.core.rejected or run.source_error is not None else "finished"
+        # Whoever cancels a flow run may end its process, and leaves no time to hear why.
+        return "cancelled" if is_cancelled(self._flow_run_id) else "ended early"
 
     def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
         """Make the outcome, and raise if it is not accepted."""
@@ -156,10 +171,11 @@ class Opened:
             counts=run.counts(),
             strategy=self.choice.strategy,
             reason=self.choice.reason,
-            duration_s=time.monotonic() - self._started,
+            duration_s=self.shown.duration_s,
             stopped=run.core.stopped,
             error=run.source_error,
             vanished=self.gone,
+            report=self._report(failures),
         )
         if run.core.rejected or run.source_error is not None:
             raise EvolveFailed(outcome) from run.source_error
@@ -167,6 +183,11 @@ class Opened:
             "Evolved in %.1f s (%s): %s", outcome.duration_s, outcome.strategy, outcome.counts
         )
         return outcome
+
+    def _report(self, failures: list[Failure]) -> Report:
+        report = self.shown.report()
+        report["failures"] = failure_facts(failures)
+        return report
 
 
 def _in_own_loop(portions: AsyncGenerator[Portion, None]) -> Generator[Portion, None, None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from evolve_tasks.errors import EvolveError
-from evolve_tasks.naming import LINE, one_line, short_repr
+from evolve_tasks.naming import LINE, one_line
+from evolve_tasks.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ class Outcome:
             has not; each is told once.
         collected: `(source, value)` of `collect=`; empty without one.
         reduced: the value of `reduce=`; `None` without one.
-        report: the run's story for machines; a mapping that can be written as JSON.
+        report: the run's story: a mapping that can be written as JSON, and shown as markdown
+            or as an HTML page (`report.write_html("night.html")`).
     """
 
     results: list[Any]
@@ -164,22 +166,7 @@ class Outcome:
     vanished: list[str] = field(default_factory=list)
     collected: list[tuple[Any, Any]] = field(default_factory=list)
     reduced: Any = None
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """The run's story for machines: strategy, counts and failures, ready for JSON."""
-        return {
-            "strategy": self.strategy,
-            "reason": self.reason,
-            "duration_s": self.duration_s,
-            "stopped": self.stopped,
-            "counts": asdict(self.counts),
-            "vanished": self.vanished,
-            "failures": [
-                {**asdict(replace(failure, source=None)), "source": short_repr(failure.source)}
-                for failure in self.failures
-            ],
-        }
+    report: Report = field(default_factory=Report)
 
     def raise_for_failures(self) -> None:
         """Raise `EvolveFailed` if a source or an item failed, or the run ended early.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +27,7 @@ from rich.table import Table
 
 from evolve_tasks import EvolveFailed, Outcome, evolve
 from evolve_tasks.options import StrategyName
+from evolve_tasks.report import as_it_is
 from flows.auditing import (
     checked_root,
     excluded_directories,
@@ -49,9 +49,6 @@ from flows.command_line import (
 BATCH = 100
 WORST = 20
 SHOWN_FAILURES = 20
-
-# What may mean something in markdown; an underscore within a word does not.
-_MARKDOWN = re.compile(r"[*`~<>\[\]&\\#|!@]|(?<!\w)_|_(?!\w)|://|www\.|^\s|^[-+=]|^\d+[.)]")
 
 
 @dataclass(frozen=True)
@@ -300,24 +297,6 @@ def publish(audit: Audit, worst: int) -> None:
         if rows:
             table = [{name: as_it_is(value) for name, value in row.items()} for row in rows]
             create_table_artifact(table=table, key=key, description=description)
-
-
-def as_it_is(value: Any) -> Any:
-    """Have Prefect's UI show a text as it is, whichever UI it is.
-
-    The first takes the cells of a table for markdown, where `__init__` is a bold "init" and an
-    error text may be a link or a picture; the second shows what it gets. Code between backticks
-    reads well in both.
-
-    Args:
-        value: a text, or what is not one and is given back as it is.
-    """
-    if not isinstance(value, str) or not _MARKDOWN.search(value):
-        return value
-    longest = max(map(len, re.findall("`+", value)), default=0)
-    fence = "`" * (longest + 1)
-    space = " " if value.startswith("`") or value.endswith("`") else ""
-    return f"{fence}{space}{value}{space}{fence}"
 
 
 def show(audit: Audit, worst: int, out: Console) -> None:

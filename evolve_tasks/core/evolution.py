@@ -50,6 +50,7 @@ from evolve_tasks.core.batching import Durations, inline_items, unit_size
 from evolve_tasks.core.budget import FailureBudget, Standing
 from evolve_tasks.core.fan_outs import FanOuts
 from evolve_tasks.core.lists import ListId, OpenList, StageTally
+from evolve_tasks.core.progress import Progress
 from evolve_tasks.core.suspects import Suspect, Suspects, divided, guilty, parts
 from evolve_tasks.core.window import Window
 from evolve_tasks.errors import IllegalEvent
@@ -181,6 +182,27 @@ class Evolution:
         if not self._fan_outs.known or to_come <= 0:
             return self._waiting_items
         return self._waiting_items + to_come * self._fan_outs.expected
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is; the one thing here that another thread may ask for."""
+        first, last = self.tallies[0], self.tallies[self._last]
+        known = self.tallies[0].discovered if self._sources_ended else self._sources_known
+        ended = first.done + first.failed + first.resumed + first.not_run
+        to_come = max(first.discovered, known or 0) - ended
+        fan_out = self._fan_outs.expected if self._fan_outs.known else 0
+        return Progress(
+            sources=first.discovered,
+            sources_ended=ended,
+            sources_known=known,
+            discovered=last.discovered,
+            done=last.done,
+            failed=last.failed,
+            resumed=last.resumed,
+            not_run=last.not_run,
+            unseen=0 if self.stopped is not None else max(0, to_come) * fan_out,
+            finished=self.finished,
+        )
 
     @property
     def sources(self) -> int:

@@ -20,6 +20,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled
 
+from evolve_tasks.monitoring.recording import asking_once
+
 # How often the API is asked: seen within a few seconds, twenty calls a minute.
 POLL_S = 3.0
 
@@ -66,6 +68,16 @@ def heeding_cancellation(
     finally:
         over.set()
         thread.join(POLL_S)  # it may be in the middle of a question
+
+
+def is_cancelled(flow_run_id: UUID) -> bool:
+    """Whether the API says that a flow run is cancelled, or being so; if it says nothing, not."""
+    try:
+        with get_client(sync_client=True) as client, asking_once():
+            state = client.read_flow_run(flow_run_id).state
+    except (httpx.HTTPError, PrefectHTTPStatusError):
+        return False
+    return state is not None and state.type in CANCELLED
 
 
 def acknowledge(flow_run_id: UUID, message: str) -> None:

@@ -63,7 +63,7 @@ def wait_until_recorded(
     """
     if not run_ids:
         return 0  # asking for a client may start a server
-    with get_client(sync_client=True) as client, _asking_once():
+    with get_client(sync_client=True) as client, asking_once():
         missing, unheard = _Waiting(client, run_ids, logger, no_progress_s, away_s).wait()
     if not missing:
         return 0
@@ -96,13 +96,13 @@ def unrecorded_after(
     """
     if not run_ids:
         return []
-    with get_client(sync_client=True) as client, _asking_once():
+    with get_client(sync_client=True) as client, asking_once():
         missing, _ = _Waiting(client, run_ids, logger, no_progress_s, AWAY_S).wait()
     return missing
 
 
 @contextmanager
-def _asking_once() -> Iterator[None]:
+def asking_once() -> Iterator[None]:
     """Keep the client from asking again itself, for a minute or more, and nobody knows of it.
 
     Prefect's `temporary_settings` validates all settings anew, which takes 50 ms.

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from distributed import Client
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 from rich.theme import Theme
 
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.workers.console import console_topic, log_consoles
-
-REFRESH_S = 0.1  # ten pictures a second look smooth; drawing must not cost what it shows
 
 
 def terminal() -> Console | None:
@@ -29,26 +33,12 @@ def terminal() -> Console | None:
     return next((console for console in consoles if console.is_terminal), None)
 
 
-@contextmanager
-def showing(
-    run: EvolvingRun, console: Console | None, client: Client | None
-) -> Iterator[Callable[[], None]]:
-    """Show a run while it is under way.
+class _Bars(Progress):
+    """Looks at the run whenever it is drawn."""
 
-    Args:
-        run: the run to show.
-        console: where to; `None` shows nothing.
-        client: brings the log lines of workers that share the terminal.
-
-    Yields:
-        A function to call after each step; it draws as often as makes sense.
-    """
-    if console is None:
-        yield lambda: None
-        return
-    # Prefect's console knows the styles of its log only.
-    with console.use_theme(Theme()):
-        progress = Progress(
+    def __init__(self, run: EvolvingRun, console: Console) -> None:
+        self._run = run
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -57,30 +47,42 @@ def showing(
             console=console,
             transient=True,
         )
-        sources = progress.add_task(run.stages[0].name, total=None, note="")
-        items = progress.add_task(run.stages[-1].name, total=None, note="")
-        drawn = 0.0
+        self._sources = self.add_task(run.stages[0].name, total=None, note="")
+        self._items = self.add_task(run.stages[-1].name, total=None, note="")
 
-        def show() -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            if now - drawn >= REFRESH_S:
-                drawn = now
-                draw()
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if len(self.tasks) == 2:
+            progress = self._run.progress
+            self._set(self._sources, progress.sources_ended, progress.sources, "")
+            note = f"{progress.failed} failed" if progress.failed else ""
+            self._set(self._items, progress.ended, progress.discovered, note)
+        yield from super().get_renderables()
 
-        def draw() -> None:
-            first, last = run.core.tallies[0], run.core.tallies[-1]
-            progress.update(sources, completed=first.done + first.failed, total=first.discovered)
-            progress.update(
-                items,
-                completed=last.done + last.failed + last.resumed,
-                total=last.discovered,
-                note=f"{last.failed} failed" if last.failed else "",
-            )
+    def _set(self, bar: TaskID, completed: int, total: int, note: str) -> None:
+        # Not `update`, which may draw again.
+        task = self._tasks[bar]
+        task.completed, task.total, task.fields["note"] = completed, total, note
 
-        with progress, _lines_of_workers(run.run, console, client):
-            yield show
-            draw()
+
+@contextmanager
+def showing(run: EvolvingRun, console: Console | None, client: Client | None) -> Iterator[None]:
+    """Show a run while it is under way; ten pictures a second, whatever its pace.
+
+    Args:
+        run: the run to show.
+        console: where to; `None` shows nothing.
+        client: brings the log lines of workers that share the terminal.
+    """
+    if console is None:
+        yield
+        return
+    # Prefect's console knows the styles of its log only.
+    with (
+        console.use_theme(Theme()),
+        _Bars(run, console),
+        _lines_of_workers(run.run, console, client),
+    ):
+        yield
 
 
 @contextmanager

@@ -31,7 +31,7 @@ async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Po
     finally:
         sources.cancel()
         if not over:
-            run.core.stop("the run was left before its end")
+            run.leave()
             # Whoever cancels us must not cut this short, or queued work goes on without us.
             with anyio.CancelScope(shield=True):
                 await asyncio.to_thread(abandon, submitter, sources.ended)

@@ -85,7 +85,7 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
                 todo.extend(run.core.waited())
     finally:
         if not over:
-            run.core.stop("the run was left before its end")
+            run.leave()
             carrier.abandon()
         carrier.close()
 

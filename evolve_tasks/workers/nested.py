@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, get_client
+from distributed import Client, Future, KilledWorker, get_client, get_worker
 
 from evolve_tasks.core.actions import Action, Found, Process
 from evolve_tasks.core.budget import FailureBudget
@@ -27,6 +27,7 @@ from evolve_tasks.workers.calls import (
     Span,
 )
 from evolve_tasks.workers.failing import failure_from
+from evolve_tasks.workers.glimpses import Glimpse, Glimpses
 from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.priorities import PROCESS
 from evolve_tasks.workers.seceding import seceded
@@ -102,16 +103,20 @@ class _Children:
         if sum(end.size - end.ended for end in ends) > self._allowance:
             self._allowance = 0  # single runs are slow: no use in beginning what does not fit
         todo: deque[Action] = deque(core.adopt([Found(end.size, end.ended) for end in ends]))
+        glimpses, [tally] = Glimpses(get_worker()), core.tallies[1:]
+        position = call.expand.sources[0].position
         while True:
             while todo:
                 if isinstance(action := todo.popleft(), Process):
                     self._submit(action)
             if core.finished:
                 return batches
+            glimpse = Glimpse(self._run, position, tally.discovered, tally.done, tally.failed)
+            due_s = glimpses.show(glimpse)
             try:
-                action, sent, future = self._ended.get(timeout=PROBING_S if core.probing else None)
+                action, sent, future = self._ended.get(timeout=PROBING_S if core.probing else due_s)
             except Empty:
-                todo += core.waited()
+                todo += core.waited() if core.probing else ()
                 continue
             batch = self._take(action, future)
             if batch is None:

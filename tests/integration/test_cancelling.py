@@ -7,9 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from distributed import Client
@@ -19,6 +22,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Cancelling
 
 from evolve_tasks import EvolveTaskRunner, RunCancelled, evolve
+from tests.integration.api import progress_of, report_of
 from tests.integration.servers import prefect_environment
 from tests.integration.slow_work import begun, many, slowly
 from tests.integration.waiting import until
@@ -84,16 +88,23 @@ def test_a_flow_run_that_is_cancelled_by_the_api_stops(
         state = client.read_flow_run(seen[0]).state
     assert state is not None
     assert state.is_cancelled(), state
+    percent, words = progress_of(seen[0])
+    assert percent < 100
+    assert "cancelled after" in words
+    assert report_of(seen[0]).startswith("# Cancelled after")
 
 
 SCRIPT = """
 import sys
+from pathlib import Path
 from prefect import flow
+from prefect.runtime import flow_run
 from evolve_tasks import EvolveTaskRunner, evolve
 from tests.integration.slow_work import many, slowly
 
 @flow
 def night(diary, strategy):
+    (Path(diary) / "flow run").write_text(flow_run.id)
     evolve([diary], many, slowly, strategy=strategy, batch=5)
 
 if __name__ == "__main__":
@@ -102,17 +113,17 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_flow_that_dies_leaves_the_cluster_clean(
-    how: signal.Signals, strategy: str, tmp_path: Path, prefect_api: str, process_workers: str
-) -> None:
-    script = tmp_path / "night.py"
+@contextmanager
+def night(
+    strategy: str, diary: Path, prefect_api: str, address: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A flow in a process of its own, once it works."""
+    script = diary / "night.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parents[2])
-    environment = prefect_environment(tmp_path / "home", prefect_api)
+    environment = prefect_environment(diary / "home", prefect_api)
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path), process_workers, strategy],
+        [sys.executable, str(script), str(diary), address, strategy],
         env=environment | {"PYTHONPATH": root},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -120,12 +131,38 @@ def test_a_flow_that_dies_leaves_the_cluster_clean(
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        until(lambda: begun(tmp_path) >= 10, "it works")
-        process.send_signal(how)
-        process.wait(30)
-        assert stays(tmp_path) < 5_000
+        until(lambda: begun(diary) >= 10, "it works")
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_flow_that_dies_leaves_the_cluster_clean(
+    how: signal.Signals, strategy: str, tmp_path: Path, prefect_api: str, process_workers: str
+) -> None:
+    with night(strategy, tmp_path, prefect_api, process_workers) as process:
+        process.send_signal(how)
+        process.wait(30)
+        assert stays(tmp_path) < 5_000
     with Client(process_workers, set_as_default=False) as client:
         until(lambda: not own(client), "nothing is left on the cluster")
+    if how != signal.SIGKILL:
+        flow_run_id = UUID((tmp_path / "flow run").read_text())
+        assert "ended early after" in progress_of(flow_run_id)[1]
+
+
+def test_a_runner_that_cancels_by_a_signal_leaves_a_progress_that_says_so(
+    tmp_path: Path, prefect_api: str, process_workers: str
+) -> None:
+    # As Prefect's own runner does it: first the state, then the signal.
+    with night("as_completed", tmp_path, prefect_api, process_workers) as process:
+        flow_run_id = UUID((tmp_path / "flow run").read_text())
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run_id, Cancelling(), force=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert "cancelled after" in progress_of(flow_run_id)[1]
+    assert report_of(flow_run_id).startswith("# Cancelled after")

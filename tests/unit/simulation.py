@@ -1081,6 +1081,11 @@ class Simulation:
         finished = not (self._order or waiting or self._again) and (self._stopped or self._ended)
         if core.finished != finished:
             self._broken(f"finished is {core.finished}, and {len(self._order)} are in flight")
+        progress = core.progress
+        if not 0 <= progress.percent <= 100 or (progress.percent == 100) != finished:
+            self._broken(f"finished is {finished}, shown are {progress.percent} % of {progress}")
+        if progress.left < 0 or (finished and progress.left):
+            self._broken(f"finished is {finished}, and left are {progress.left} of {progress}")
         for stage, tally in enumerate(core.tallies):
             own = self._tallies[stage]
             if [tally.discovered, tally.done, tally.failed, tally.resumed, tally.not_run] != own:

@@ -4,16 +4,12 @@ import ast
 import io
 import json
 import os
-import string
 import sys
 import textwrap
 import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 from radon.complexity import cc_visit
 from radon.metrics import mi_visit
 from rich.console import Console
@@ -562,47 +558,3 @@ class TestEvolvingFiles:
         evolving_files.show(runs, Console(file=text, width=120))
         assert "first result after" in text.getvalue()
         assert "remark" not in text.getvalue()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "plain words, 3.5 (and more)",
-        "test_flows.py:12",
-        "__init__",
-        "Class.__init__",
-        "_private and last_",
-        "# heading",
-        "1. first",
-        "- one",
-        "[here](javascript:alert(1))",
-        "<img src=x onerror=alert(1)>",
-        "&lt;b&gt;",
-        "`code` and ~~gone~~ | cell",
-        "``",
-        "back\\slash \\* https://example.org",
-        "    indented",
-        "www.example.org",
-    ],
-)
-def test_a_cell_of_an_artifact_shows_a_text_as_it_is(text: str) -> None:
-    assert shown_text(code_audit.as_it_is(text)) == [text]
-
-
-@given(st.text(string.printable.replace("\r", "").replace("\n", "")))
-def test_a_cell_of_an_artifact_shows_any_text_as_it_is(text: str) -> None:
-    if text.strip():
-        assert "".join(shown_text(code_audit.as_it_is(text))).strip() == text.strip()
-
-
-def shown_text(markdown: str) -> list[str]:
-    """What a reader sees, where markdown leaves no trace but code."""
-    blocks = MarkdownIt("gfm-like", {"linkify": False}).parse(markdown)
-    assert {block.type for block in blocks} <= {"paragraph_open", "inline", "paragraph_close"}
-    spans = [span for block in blocks for span in block.children or ()]
-    assert {span.type for span in spans} <= {"text", "code_inline"}, spans
-    return [span.content for span in spans if span.content]
-
-
-def test_numbers_in_the_cells_of_an_artifact_stay_numbers() -> None:
-    assert code_audit.as_it_is(3) == 3

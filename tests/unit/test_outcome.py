@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import threading
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from evolve_tasks.errors import EvolveError
 from evolve_tasks.outcome import (
@@ -188,35 +184,6 @@ def test_it_travels_between_processes() -> None:
 
 
 # -- the outcome ---------------------------------------------------------------------------------
-
-
-def test_the_report_can_be_written_as_json() -> None:
-    report = json.loads(json.dumps(outcome(stopped="enough").report))
-    assert report["strategy"] == "nested"
-    assert report["stopped"] == "enough"
-    assert report["counts"]["by_stage"]["process_item"]["failed"] == 1
-    (failure,) = report["failures"]
-    assert (failure["index"], failure["error_type"]) == ([3, 7], "ValueError")
-    assert failure["source"] == "'files/a.txt'"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [None, {"a": [1]}, {1, 2}, b"\xff", np.eye(2), threading.Lock(), Unspeakable(), iter([])],
-    ids=lambda source: type(source).__name__,
-)
-def test_the_report_takes_sources_of_any_kind(source: Any) -> None:
-    # Sources need not be hashable, and those of a sequential run need not travel either.
-    report = outcome(failures=[replace(FAILURE, source=source)]).report
-    (failure,) = json.loads(json.dumps(report))["failures"]
-    assert isinstance(failure["source"], str)
-    assert failure["source"]
-
-
-@given(st.text(), st.text())
-def test_the_report_takes_any_text(message: str, item: str) -> None:
-    report = outcome(failures=[replace(FAILURE, message=message, item=item)]).report
-    assert json.loads(json.dumps(report))["failures"][0]["message"] == message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,183 @@
+"""Artifacts of a run in the Prefect UI: how far it is, and its report; at a pace of their own."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.exceptions import PrefectHTTPStatusError
+
+from evolve_tasks.monitoring.recording import asking_once
+
+# A run that is over sooner gets its artifacts at its end only.
+FIRST_S = 1.0
+# Between two updates, at first; later a share of the time that the run has taken, so that a run
+# of an hour has cost two hundred calls and one of ten hours not ten times as many.
+PROGRESS_S = 3.0
+REPORT_S = 15.0
+SLOWER = 1 / 20
+SLOWEST_S = 60.0
+# How long the last update is tried if the API does not answer.
+AWAY_S = 10.0
+PAUSE_S = 1.0
+
+LONGEST_KEY = 80
+
+
+def artifact_key(*words: str) -> str:
+    """Make a key of names: lower case letters, digits and dashes, as Prefect wants it.
+
+    Example:
+        >>> artifact_key("Index files!", "parse_file", "progress")
+        'index-files-parse-file-progress'
+    """
+    *names, kind = (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
+    name = "-".join(filter(None, names))[:LONGEST_KEY].strip("-")
+    return "-".join(filter(None, [name, kind]))
+
+
+@dataclass(slots=True)
+class Artifact:
+    """One artifact: created with its first content, updated with each other.
+
+    Args:
+        key: its key.
+        type: `"progress"` or `"markdown"`.
+        content: makes what it shows, and its description.
+        every_s: seconds between two updates, at first.
+    """
+
+    key: str
+    type: str
+    content: Callable[[], tuple[Any, str]]
+    every_s: float
+    id: UUID | None = None
+    due: float = 0.0
+
+
+@dataclass
+class Publisher:
+    """Posts artifacts from a thread of its own, so that the run never waits for the API.
+
+    Args:
+        artifacts: what to post.
+        flow_run_id: whose they are.
+        task_run_id: likewise, where the run is in a task.
+        logger: told if the API does not take the last update.
+    """
+
+    artifacts: list[Artifact]
+    flow_run_id: UUID
+    task_run_id: UUID | None
+    logger: logging.Logger | Any
+    _asked: list[Artifact] = field(default_factory=list)  # to be posted now, for the last time
+    _over: bool = False
+    _changed: Condition = field(default_factory=Condition)
+
+    def finish(self, *artifacts: Artifact) -> None:
+        """Have artifacts posted once more, now, and never again."""
+        with self._changed:
+            self._asked += artifacts
+            self._changed.notify()
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Post while the block runs; at its end what was not finished yet is finished."""
+        thread = Thread(
+            target=copy_context().run, args=(self._run,), name="evolve-publishing", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify()
+            thread.join()
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        for artifact in self.artifacts:
+            artifact.due = began + max(FIRST_S, artifact.every_s / 2)
+        try:
+            last = self._next()
+            with get_client(sync_client=True) as client, asking_once():
+                while last is not None:
+                    artifact, final = last
+                    self._post(client, artifact, final)
+                    now = time.monotonic()
+                    pace_s = max(artifact.every_s, min(SLOWEST_S, (now - began) * SLOWER))
+                    artifact.due = now + pace_s
+                    last = self._next()
+        except Exception:
+            # The run's outcome does not hang on its pictures; but nobody should miss them unsaid.
+            self.logger.exception("The artifacts of this run could not be made")
+
+    def _next(self) -> tuple[Artifact, bool] | None:
+        """Wait until an artifact is due; `None` when all were posted for the last time."""
+        with self._changed:
+            while True:
+                if self._asked:
+                    artifact = self._asked.pop(0)
+                    self.artifacts = [one for one in self.artifacts if one is not artifact]
+                    return artifact, True
+                if self._over and self.artifacts:
+                    return self.artifacts.pop(0), True
+                if self._over:
+                    return None
+                now = time.monotonic()
+                due = min(self.artifacts, key=lambda artifact: artifact.due, default=None)
+                if due is not None and due.due <= now:
+                    return due, False
+                self._changed.wait(None if due is None else due.due - now)
+
+    def _post(self, client: SyncPrefectClient, artifact: Artifact, final: bool) -> None:
+        give_up = time.monotonic() + AWAY_S
+        while True:
+            try:
+                self._send(client, artifact)
+            except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+                if not final:
+                    # Work goes on while the API is away, and the next update says it all.
+                    self.logger.debug("Artifact %s was not updated: %s", artifact.key, error)
+                    return
+                if time.monotonic() >= give_up:
+                    self.logger.warning(
+                        "The Prefect API does not take the artifact %s (%s: %s); what the UI shows "
+                        "of this run is not its end, its outcome.report is",
+                        artifact.key,
+                        type(error).__name__,
+                        error,
+                    )
+                    return
+                time.sleep(PAUSE_S)
+            else:
+                return
+
+    def _send(self, client: SyncPrefectClient, artifact: Artifact) -> None:
+        shown, description = artifact.content()
+        if artifact.id is not None:
+            changed = ArtifactUpdate(data=shown, description=description)
+            client.update_artifact(artifact.id, changed)
+        else:
+            artifact.id = client.create_artifact(
+                ArtifactCreate(
+                    key=artifact.key,
+                    type=artifact.type,
+                    description=description,
+                    data=shown,
+                    flow_run_id=self.flow_run_id,
+                    task_run_id=self.task_run_id,
+                )
+            ).id

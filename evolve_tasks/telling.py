@@ -1,0 +1,94 @@
+"""What came back from the workers, told to the story of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from evolve_tasks.outcome import Failure
+from evolve_tasks.report import Story
+from evolve_tasks.report.story import When
+from evolve_tasks.workers.calls import BatchResult, Measure, SourceCall, Span, item_run_id
+
+
+def tell_expansion(story: Story, calls: Sequence[SourceCall], measure: Measure) -> None:
+    """Tell of a unit that expanded sources.
+
+    Args:
+        story: the story.
+        calls: its sources, in order.
+        measure: how it ended.
+    """
+    begun = [
+        (call, end)
+        for call, end in zip(calls, measure.ends, strict=True)
+        if not (call.known or end.skipped)
+    ]
+    if not begun:
+        return
+    failed = sum(len(end.failures) + (end.failure is not None) for _, end in begun)
+    story.expanded(
+        _when(measure.span),
+        {call.position: None if end.failure else end.size for call, end in begun},
+        parse_s=measure.parse_s,
+        inline_s=measure.inline_s,
+        inline=sum(end.ended - end.not_run for _, end in begun),
+        failed=failed,
+    )
+    for call, end in begun:
+        if end.failure is not None:
+            _tell_failure(story, end.failure, call.label, call.run_id if end.has_run else None)
+        _tell_items(story, call, end.recorded, end.failures)
+
+
+def tell_batch(story: Story, call: SourceCall, start: int, stop: int, batch: BatchResult) -> None:
+    """Tell of a batch of items.
+
+    Args:
+        story: the story.
+        call: their source.
+        start: position of the first.
+        stop: position after the last.
+        batch: how it ended.
+    """
+    stop -= batch.not_run
+    items = str(start) if stop - start == 1 else f"{start}-{stop - 1}"
+    story.processed(
+        _when(batch.span),
+        call.position,
+        f"{call.label} {items}",
+        stop - start,
+        batch.worked_s,
+        len(batch.failures),
+    )
+    _tell_items(story, call, batch.recorded, batch.failures)
+
+
+def tell_lost(story: Story, call: SourceCall, failure: Failure, run_id: UUID | None) -> None:
+    """Tell of an item, or a source, that was given up."""
+    _tell_failure(story, failure, _named(call, failure), run_id)
+
+
+def _tell_items(
+    story: Story, call: SourceCall, recorded: Sequence[int], failures: Sequence[Failure]
+) -> None:
+    if not failures:
+        return
+    known = set(recorded)
+    for failure in failures:
+        position = failure.index[-1]
+        run_id = item_run_id(call.run_id, position) if position in known else None
+        _tell_failure(story, failure, _named(call, failure), run_id)
+
+
+def _tell_failure(story: Story, failure: Failure, what: str, run_id: UUID | None) -> None:
+    task_run = None if run_id is None else str(run_id)
+    story.failed(failure.stage, failure.error_type, what, failure.message, task_run)
+
+
+def _named(call: SourceCall, failure: Failure) -> str:
+    return " ".join([call.label, *map(str, failure.index[1:])])
+
+
+def _when(span: Span) -> When:
+    return When(span.started, span.ended, span.worker, span.thread)
