@@ -225,6 +225,7 @@ def _case(name: str, sources: Any, parse: Any, process: Any, results: Any, **res
 
 
 SKEWED = [3, 0, 500, 1, 0, 40]
+SKEWED_A_LITTLE = [3, 0, 60, 1, 0, 9]  # where each item may be a task run
 SMALL = [3, 0, 2, 1]
 ODD = [4, 1, 3, 2]
 QUIET = {"record": "sources"}
@@ -235,6 +236,7 @@ CASES = [
     _case("one item", [1], count_up, double, [2000]),
     _case("small", SMALL, count_up, double, _doubled(SMALL)),
     _case("skewed", SKEWED, count_up, double, _doubled(SKEWED), options=QUIET),
+    _case("skewed a little", SKEWED_A_LITTLE, count_up, double, _doubled(SKEWED_A_LITTLE)),
     _case(
         "skewed in batches",
         SKEWED,

@@ -87,7 +87,7 @@ def left_behind(home: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["as_completed", "async", "nested"])
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
 def test_all_task_runs_are_in_the_database_afterwards(
     strategy: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:

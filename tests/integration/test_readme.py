@@ -34,8 +34,15 @@ def test_no_snippet_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("text", PYTHON, ids=lambda text: re.findall(r"def (\w+)", text)[-1])
-def test_python(text: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    """Run it as a script of its own; what a `print` shows stands in the comment behind it."""
+def test_python(
+    text: str, tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    """Run it as a script of its own; what a `print` shows stands in the comment behind it.
+
+    The first one starts a server of its own, as on the machine of a new user; the others share one.
+    """
+    if text != PYTHON[0]:
+        environment["PREFECT_API_URL"] = request.getfixturevalue("prefect_api")
     script = tmp_path / "snippet.py"
     script.write_text(text)
     ended = subprocess.run(
