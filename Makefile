@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: run test unit soak lint bench bench-peers clean
+.PHONY: run ui test unit soak lint bench bench-peers clean
 .DEFAULT_GOAL := run
 
 $(READY): pyproject.toml constraints.txt
@@ -19,9 +19,13 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)
 	$(BIN)/python -m flows.code_audit
 
-# Two files at a time: most tests wait for processes, and share none but with those of their file.
+# The example in the Prefect UI: a server, a run, the address of its page; Ctrl-C ends it.
+ui: $(READY)
+	$(BIN)/python -m flows.in_the_ui
+
+# Three files at a time: most tests wait for processes, and share none but with those of their file.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # Seconds, without a cluster.
 unit: $(READY)

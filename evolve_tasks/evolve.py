@@ -59,6 +59,7 @@ class Overrides(TypedDict, total=False):
     batch: BatchSize
     record: RecordMode
     record_budget: int
+    events_per_minute: int | None
     resources: dict[str, dict[str, float]] | None
     journal: bool | str
     unique: bool
@@ -66,12 +67,12 @@ class Overrides(TypedDict, total=False):
 
 
 class Callables(TypedDict, total=False):
-    """The callables of a run; this version has `fingerprint` alone."""
+    """The callables of a run; this version has `fingerprint` and `label` alone."""
 
     collect: Any
     reduce: Any
-    label: Any
     key: Any
+    label: Callable[[Any], Any] | None
     fingerprint: Callable[[Any], Any] | None
 
 
@@ -98,7 +99,8 @@ def evolve(
         fingerprint: takes a source and gives a plain value; a source whose value is another
             than in an earlier run of the same journal counts as changed. `file_fingerprint` is
             one for files.
-        label: not available yet.
+        label: takes a source or an item and gives its short name in the UI; without one a source
+            is named by the last part of its path, or its repr, and an item by its position.
         key: not available yet.
         overrides: fields of `EvolveOptions` as keywords; `in_flight=` and `buffered=` may
             be given without their `limits`.
@@ -168,6 +170,7 @@ async def aevolve(
         if call.choice.strategy == "async":
             async with aclosing(run_async(opened.run, opened.submitter)) as portions:
                 async for portion in portions:
+                    opened.heed()
                     assembly.add(portion)
         else:
 
@@ -267,6 +270,7 @@ async def aevolve_iter(
         )
         async with aclosing(portions):
             async for portion in portions:
+                opened.heed()
                 for outcome in _outcomes(portion, failures):
                     yield outcome
     opened.judged([], failures)

@@ -19,7 +19,7 @@ from evolve_tasks.core.progress import Progress
 from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.core.window import Window
 from evolve_tasks.feeding import Arrival
-from evolve_tasks.naming import short_repr, source_label
+from evolve_tasks.naming import label_of, short_repr, source_label
 from evolve_tasks.options import EvolveOptions, FailurePolicy
 from evolve_tasks.outcome import Counts, Failure, StageCounts
 from evolve_tasks.record_ledger import RecordLedger
@@ -74,6 +74,7 @@ class EvolvingRun:
         options: the options.
         window: how much may be in flight.
         story: what is gathered for its report.
+        events_per_minute: pace at which the API gets events of task runs.
         resuming: its journal; `None` if it has none.
     """
 
@@ -86,6 +87,7 @@ class EvolvingRun:
         *,
         window: Window,
         story: Story,
+        events_per_minute: int,
         resuming: Resuming | None = None,
     ) -> None:
         known = _known_length(sources)
@@ -100,14 +102,16 @@ class EvolvingRun:
             budget=failure_budget(options.on_failure),
             sources_known=known,
         )
-        self.ledger = RecordLedger(options.record, options.record_budget, known)
+        self.ledger = RecordLedger(options.record, options.record_budget, known, events_per_minute)
         self.story = story
         self.source_error: BaseException | None = None
         self.interrupted = False
         self.cancelled = False
         self.left = False
         self.wake: Callable[[], None] = lambda: None
+        self.label: Callable[[Any], Any] | None = None
         self.on_source: Callable[[int, Any], None] | None = None
+        self.on_expanded: Callable[[str, int], None] = lambda label, size: None
         self._marks: dict[str, set[tuple[int, int]] | None] = {}  # by address of a dead worker
         self._at_work: dict[int, list[int] | None] = {}  # what of a unit died at work
         self._unseen: Counter[tuple[int, int, int]] = Counter()  # lost, and not at work
@@ -135,7 +139,8 @@ class EvolvingRun:
             known = None if self.resuming is None else self.resuming.arrived(position, source)
             if known is not None:
                 self._known[position] = known
-            call = SourceCall(position, source_label(source), uuid4(), known=known is not None)
+            label = label_of(self.label, source, source_label(source))
+            call = SourceCall(position, label, uuid4(), known=known is not None)
             self._open[position] = source, call
             if self.on_source is not None:
                 self.on_source(position, source)
@@ -181,7 +186,7 @@ class EvolvingRun:
             return Measure([SourceEnd() for _ in entries], NOTHING, 0.0, 0.0, False, Span())
         is_task = self.stages[action.stage].task is not None
         each = self.ledger.each_source(len(entries), is_task)
-        unit = uuid4() if self.ledger.in_units and not each else None
+        unit = uuid4() if not each and self.ledger.unit(is_task) else None
         recording = Recording(each=each, unit=unit)
         self._under_way[action.unit] = action, recording
         try:
@@ -209,7 +214,7 @@ class EvolvingRun:
         each = self.ledger.each_item(action.stop - action.start, is_task, self.core.expected_items)
         recording = Recording(
             each=each,
-            unit=uuid4() if self.ledger.in_units and not each else None,
+            unit=uuid4() if not each and self.ledger.unit(is_task) else None,
             upstream=self._unit_runs.get(action.parent, source.run_id),
         )
         self._under_way[action.unit] = action, recording
@@ -231,8 +236,10 @@ class EvolvingRun:
     def _call(self, position: int) -> SourceCall:
         return self._open[position][1]
 
-    def _calls(self, action: Expand | Process) -> list[SourceCall]:
-        return [self._call(position) for position in range(action.start, action.stop)]
+    def _tell_expansion(self, action: Expand | Process, measure: Measure) -> None:
+        calls = [self._call(position) for position in range(action.start, action.stop)]
+        for label, size in tell_expansion(self.story, calls, measure):
+            self.on_expanded(label, size)
 
     def released(self, unit: int) -> None:
         """Carry out a `Release`."""
@@ -265,10 +272,10 @@ class EvolvingRun:
                 tell_batch(self.story, self._call(action.source), action.start, action.stop, answer)
                 return [self._portion(action.source, action.start, action.stop, answer)]
             case Measure():
-                tell_expansion(self.story, self._calls(action), answer)
+                self._tell_expansion(action, answer)
                 return self._measured(action, recording, answer)
             case NestedResult():
-                tell_expansion(self.story, self._calls(action), answer.measure)
+                self._tell_expansion(action, answer.measure)
                 portions = self._measured(action, recording, answer.measure)
                 for batch in answer.batches:
                     position = action.start + batch.offset
@@ -301,8 +308,12 @@ class EvolvingRun:
                     seconds=answer.worked_s,
                 )
             case NestedResult():
-                used = sum(len(batch.result.recorded) for batch in answer.batches)
-                self.ledger.give_back(unit, used)
+                self.ledger.give_back(
+                    unit,
+                    sum(len(batch.result.recorded) for batch in answer.batches),
+                    sum(batch.result.unit_recorded for batch in answer.batches),
+                    answer.unseen,
+                )
                 actions = core.expanded(
                     unit,
                     self._resumed(action, _found_nested(answer)),

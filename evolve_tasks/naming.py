@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 SHORT = 120  # characters of a repr: fits a line of a log and a cell of a table
@@ -51,3 +52,27 @@ def source_label(source: Any) -> str:
     if text is not None:
         text = text.rstrip("/")[-2 * LABEL :].rpartition("/")[2]
     return one_line(text or "", LABEL) or one_line(short_repr(source, LABEL), LABEL)
+
+
+def label_of(label: Callable[[Any], Any] | None, value: Any, default: str) -> str:
+    """Short, one-line name of a source or an item as `label=` gives it.
+
+    Args:
+        label: the callable of the user; `None` if there is none.
+        value: what is to be named.
+        default: its name without a `label=`, or if that gives nothing.
+
+    Returns:
+        The name. A `label=` that raises does not end a run over a name: the name says so.
+
+    Example:
+        >>> label_of(str.upper, "a.txt", "0")
+        'A.TXT'
+    """
+    if label is None:
+        return default
+    try:
+        text = str(label(value))
+    except Exception as error:
+        text = f"label raised {type(error).__name__}"
+    return one_line(text, LABEL) or default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -24,6 +24,7 @@ from evolve_tasks.monitoring.crashes import (
     record_given_up,
     tell_for_the_dead,
 )
+from evolve_tasks.monitoring.events import RunEvents
 from evolve_tasks.monitoring.facts import failure_facts
 from evolve_tasks.monitoring.recording import unrecorded_after, wait_until_recorded
 from evolve_tasks.monitoring.shown import Shown
@@ -66,6 +67,7 @@ class Opened:
         run: the run.
         spec: what the workers know of it.
         shown: what the Prefect UI shows of it.
+        events: what automations hear of it.
         gone: sources that earlier runs had and this one has not, once it is closed.
     """
 
@@ -77,9 +79,11 @@ class Opened:
     _submitter: Submitter | None
     _stack: ExitStack
     shown: Shown
+    events: RunEvents
     _share: Shares | None
     _threads: int
     gone: list[str] = field(default_factory=list)
+    _degraded: bool = False
     _logger: Any = field(default_factory=get_run_logger)
     _began: datetime = field(default_factory=now)
     _flow_run_id: UUID = field(default_factory=flow_run_id)
@@ -101,7 +105,18 @@ class Opened:
             case _:
                 portions = _in_own_loop(run_async(self.run, self.submitter))
         with closing(portions):
-            yield from portions
+            for portion in portions:
+                self.heed()
+                yield portion
+
+    def heed(self) -> None:
+        """Say at once what somebody may have to act on; called after each step."""
+        ledger = self.run.ledger
+        if ledger.degraded is not None and not self._degraded:
+            self._degraded = True
+            used = len(self.run.recorded)
+            self.events.degraded(ledger.degraded, used)
+            self._logger.info("Items are recorded by the batch from here on: %s", ledger.degraded)
 
     def vanished(self) -> list[str]:
         """Say which sources are gone since an earlier run, once all have been taken."""
@@ -125,7 +140,9 @@ class Opened:
         """Wait until the API knows what ran, then leave the cluster as it was found."""
         with self._stack:
             run = self.run
-            self.shown.ended(self._state())
+            state = self._state()
+            self.shown.ended(state)
+            self._tell_events(state)
             self.gone = self.vanished()
             recorded = [one.run_id for one in run.recorded]
             if run.deaths:
@@ -141,8 +158,25 @@ class Opened:
                 recorded += ended
             self.shown.told(
                 vanished=self.gone,
-                recording={"task_runs": len(recorded), "unrecorded": unrecorded},
+                recording={
+                    "task_runs": len(recorded),
+                    "unrecorded": unrecorded,
+                    "degraded": run.ledger.degraded,
+                    "unseen_batches": run.ledger.unseen_units,
+                },
             )
+
+    def _tell_events(self, state: str) -> None:
+        self.heed()
+        counts = asdict(self.run.counts())
+        if state == "failed":
+            self.events.exceeded(self.run.core.stopped, counts)
+        self.events.finished(
+            state=state,
+            counts=counts,
+            strategy=self.choice.strategy,
+            duration_s=round(self.shown.duration_s, 3),
+        )
 
     def _state(self) -> str:
         """How it has ended, in the words of its report."""

@@ -135,6 +135,11 @@ class EvolveOptions(_Frozen):
         record_budget: task runs that `record="auto"` may spend on items (N >= 0). 500 keeps
             a run readable in the UI (its graph asks above 2,000 nodes) and costs a server
             on SQLite, at 30 to 40 task runs a second, about 15 s.
+        events_per_minute: pace at which `record="auto"` sends the API events of task runs, three
+            for each. `None`: 6,000, as a server on SQLite records some 2,000 task runs a minute,
+            or 1,500 on Prefect Cloud, whose smallest plan takes 2,000 events and log lines.
+            Beyond it items are recorded by the batch, and then batches not at all, but failures
+            always are; the report says so.
         resources: Dask worker resources by stage, as `{"process_item": {"GPU": 1}}`: each unit
             of the stage takes so much of what `dask worker --resources` offers. Where no worker
             has it the run waits as long as for workers, and then raises.
@@ -167,6 +172,12 @@ class EvolveOptions(_Frozen):
     record: RecordMode = Field(default="auto", description="How finely Prefect sees the work.")
     record_budget: int = Field(
         default=500, ge=0, description='Task runs that record="auto" may spend on items.'
+    )
+    events_per_minute: int | None = Field(
+        default=None,
+        ge=3,
+        description='Pace of record="auto" in events, three for each task run; empty: chosen by '
+        "the API.",
     )
     resources: dict[str, dict[str, Annotated[float, Field(gt=0)]]] | None = Field(
         default=None,

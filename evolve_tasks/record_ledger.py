@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+from evolve_tasks.core.pace import Pace
 from evolve_tasks.options import RecordMode
 
 LENT_TO = 4  # units of nested work that may spend the record budget at the same time
 UNBOUNDED = 2**31  # task runs that `record="items"` may spend
+
+# Events that the API gets of a task run: that it waits, that it runs, that it has ended.
+EVENTS = 3
 
 
 class RecordLedger:
@@ -15,28 +22,43 @@ class RecordLedger:
         mode: `options.record`.
         budget: task runs that `"auto"` may spend before it records units.
         sources_known: how many sources there are; `None` if nobody knows.
+        events_per_minute: pace that `"auto"` keeps.
+        clock: gives the time, in seconds.
     """
 
-    def __init__(self, mode: RecordMode, budget: int, sources_known: int | None) -> None:
+    def __init__(
+        self,
+        mode: RecordMode,
+        budget: int,
+        sources_known: int | None,
+        events_per_minute: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.mode = mode
         self._left = budget
-        self._lent: dict[int, int] = {}
+        self._budget = f"the {budget:,} task runs of record_budget"
+        self._clock = clock
+        self._pace = Pace(events_per_minute / EVENTS, clock())
+        self._paced = f"the {events_per_minute:,} events a minute of events_per_minute"
+        self._lent: dict[int, tuple[int, int]] = {}
         # Each source is one task run, and has an item at least: where that does not fit there
         # is no use in beginning with single ones.
         too_many = sources_known is not None and 2 * sources_known > budget
         self.all_units = mode == "batches" or (mode == "auto" and too_many)
-
-    @property
-    def in_units(self) -> bool:
-        """Whether what is not recorded singly is recorded as a unit."""
-        return self.mode in ("auto", "batches")
+        self.degraded: str | None = None  # why items are no task runs of their own any more
+        self.unseen_units = 0  # that were no task runs, to keep the pace
+        if mode == "auto" and too_many:
+            self.degraded = f"{sources_known:,} sources and their items would take more than "
+            self.degraded += self._budget
 
     @property
     def item_allowance(self) -> int:
         """How many more items may be task runs."""
         if self.mode == "items":
             return UNBOUNDED
-        return max(0, self._left) if self.mode == "auto" and not self.all_units else 0
+        if self.mode != "auto" or self.all_units:
+            return 0
+        return max(0, min(self._left, int(self._pace.left(self._clock()))))
 
     def each_source(self, count: int, is_task: bool) -> bool:
         """Whether each of some sources is a task run."""
@@ -52,29 +74,74 @@ class RecordLedger:
                 not fit there is no use in beginning: single runs are slow.
         """
         self.foresee(expected)
-        if not is_task or self.item_allowance < count:
+        if not is_task:
             return False
-        self.spent(count)
-        return True
+        if self.item_allowance >= count:
+            self.spent(count)
+            return True
+        if self.mode == "auto" and not self.all_units:
+            self._say(f"{self._budget if self._left < count else self._paced} are spent")
+        return False
+
+    def unit(self, is_task: bool) -> bool:
+        """Whether a unit, of which not each part is a task run, is one as a whole."""
+        if self.mode == "batches":
+            return True
+        if self.mode != "auto":
+            return False
+        if not is_task or self._pace.take(1, self._clock()):
+            return True
+        self.unseen_units += 1
+        return False
+
+    def shared(self) -> None:
+        """Take back what a unit was to cost that is part of a task run of others."""
+        if self.mode == "auto":
+            self._pace.spend(-1)
 
     def foresee(self, expected: int) -> None:
         """Give up single runs for good where the items that are expected do not fit."""
-        if self.mode == "auto" and expected > self._left:
+        if self.mode == "auto" and expected > self._left and not self.all_units:
             self.all_units = True
+            self._say(f"{expected:,} items are expected, which is more than {self._budget}")
 
-    def lend(self, unit: int) -> int:
-        """Take a part of what is left for a unit that decides by itself."""
+    def _say(self, reason: str) -> None:
+        if self.degraded is None:
+            self.degraded = reason
+
+    def lend(self, unit: int) -> tuple[int, int]:
+        """Take a part of what is left for a unit that decides by itself.
+
+        Returns:
+            How many of its items may be task runs, and then how many batches.
+        """
         allowance = self.item_allowance
-        if self.mode == "auto":
-            allowance = -(-allowance // LENT_TO)
-            self._lent[unit] = allowance
-            self.spent(allowance)
-        return allowance
+        if self.mode != "auto":
+            return allowance, UNBOUNDED if self.mode == "batches" else 0
+        allowance = -(-allowance // LENT_TO)
+        batches = max(0, int(self._pace.left(self._clock())) // LENT_TO - allowance)
+        self._lent[unit] = allowance, batches
+        self._left -= allowance
+        self._pace.spend(allowance + batches)
+        return allowance, batches
 
-    def give_back(self, unit: int, used: int) -> None:
-        """Take back what a unit was lent and did not use."""
-        self.spent(min(0, used - self._lent.pop(unit, used)))
+    def give_back(self, unit: int, items: int, batches: int, unseen: int) -> None:
+        """Take back what a unit was lent and did not use.
+
+        Args:
+            unit: the unit.
+            items: how many of its items were task runs.
+            batches: how many of its batches were.
+            unseen: how many of its batches were none, though they might have been.
+        """
+        if self.mode == "auto":
+            self.unseen_units += unseen
+        if unit in self._lent:
+            lent, lent_batches = self._lent.pop(unit)
+            self._left += max(0, lent - items)
+            self._pace.spend(-max(0, lent + lent_batches - items - batches))
 
     def spent(self, count: int) -> None:
         """Note that so many task runs were spent."""
         self._left -= count
+        self._pace.spend(count)

@@ -11,13 +11,18 @@ from evolve_tasks.report.story import When
 from evolve_tasks.workers.calls import BatchResult, Measure, SourceCall, Span, item_run_id
 
 
-def tell_expansion(story: Story, calls: Sequence[SourceCall], measure: Measure) -> None:
+def tell_expansion(
+    story: Story, calls: Sequence[SourceCall], measure: Measure
+) -> list[tuple[str, int]]:
     """Tell of a unit that expanded sources.
 
     Args:
         story: the story.
         calls: its sources, in order.
         measure: how it ended.
+
+    Returns:
+        The sources that were expanded: name and number of items.
     """
     begun = [
         (call, end)
@@ -25,7 +30,7 @@ def tell_expansion(story: Story, calls: Sequence[SourceCall], measure: Measure) 
         if not (call.known or end.skipped)
     ]
     if not begun:
-        return
+        return []
     failed = sum(len(end.failures) + (end.failure is not None) for _, end in begun)
     story.expanded(
         _when(measure.span),
@@ -39,6 +44,7 @@ def tell_expansion(story: Story, calls: Sequence[SourceCall], measure: Measure) 
         if end.failure is not None:
             _tell_failure(story, end.failure, call.label, call.run_id if end.has_run else None)
         _tell_items(story, call, end.recorded, end.failures)
+    return [(call.label, end.size) for call, end in begun if end.failure is None]
 
 
 def tell_batch(story: Story, call: SourceCall, start: int, stop: int, batch: BatchResult) -> None:

@@ -47,7 +47,7 @@ def progress_text(
         parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
         if state == "running" and progress.sources_known is not None and progress.left:
             parts.append(f"about {seconds(progress.left / rate)} left")
-    sizes = "" if batch is None else f", {batch:.3g} items a task"
+    sizes = "" if batch is None else f", {batch:.3g} item{'' if batch == 1 else 's'} a task"
     parts.append(f"{strategy}{sizes}")
     if state != "running":
         parts.append(f"{state} after {seconds(duration_s)}")

@@ -55,7 +55,7 @@ class Shown:
         self._reason = reason
         self._started = started
         self._dashboard = dashboard
-        self._title = f"{flow_name} / {context.flow_run.name}"
+        self.title = f"{flow_name} / {context.flow_run.name}"
         self._state = "running"
         self._duration_s: float | None = None
         self._percent = 0.0
@@ -104,7 +104,7 @@ class Shown:
         report = facts(
             self._run,
             state=self._state,
-            title=self._title,
+            title=self.title,
             strategy=self._strategy,
             reason=self._reason,
             duration_s=self.duration_s,
@@ -129,4 +129,4 @@ class Shown:
 
     def _report_content(self) -> tuple[str, str]:
         report = self.report()
-        return report.markdown(), f"{self._title}: {self._state}"
+        return report.markdown(), f"{self.title}: {self._state}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from evolve_tasks.naming import one_line
 from evolve_tasks.report.plain import Written, as_it_is, cell, table
 from evolve_tasks.report.timeline import timeline_image
 
@@ -94,15 +95,21 @@ def _failures(facts: Mapping[str, Any]) -> str:
         examples = group["examples"]
         first = examples[0] if examples else {"what": "", "message": ""}
         links = [
-            f"[{cell(one['what'], 40)}]({address.format(one['task_run'])})"
-            for one in examples
+            f"[{_link_text(one['what'], number)}]({address.format(one['task_run'])})"
+            for number, one in enumerate(examples, 1)
             if address and one["task_run"]
         ]
-        shown = " ".join(links) or ", ".join(cell(one["what"], 40) for one in examples)
+        shown = ", ".join(links) or ", ".join(cell(one["what"], 40) for one in examples)
         number = f"{group['count']:,}"
-        rows.append((group["stage"], group["error_type"], number, first["message"], Written(shown)))
-    columns = ("stage", "error", "number", "for example", "where")
+        rows.append((group["stage"], group["error_type"], number, Written(shown), first["message"]))
+    columns = ("stage", "error", "number", "where", "for example")
     return f"## Failures\n\n{table(columns, rows)}"
+
+
+def _link_text(what: str, number: int) -> str:
+    """Name a link after what failed, or by its number: the first UI shows no code in a link."""
+    text = one_line(what, 40)
+    return text if as_it_is(text) == text else f"task run {number}"
 
 
 def _slowest(facts: Mapping[str, Any]) -> str:
@@ -166,6 +173,13 @@ def _surroundings(facts: Mapping[str, Any]) -> str:
         missing = recording["unrecorded"]
         told = f", of which {missing:,} were not recorded by the API in time" if missing else ""
         lines.append(f"- {recording['task_runs']:,} task runs{told}")
+        if recording["degraded"]:
+            lines.append(f"- Items were recorded by the batch: {as_it_is(recording['degraded'])}")
+        if recording["unseen_batches"]:
+            lines.append(
+                f"- {recording['unseen_batches']:,} batches are no task runs, to keep the pace of "
+                "`events_per_minute`; what failed in them is"
+            )
     if facts.get("vanished"):
         names = ", ".join(str(as_it_is(name, 60)) for name in facts["vanished"][:NAMED])
         more = len(facts["vanished"]) - NAMED

@@ -20,6 +20,7 @@ img { max-width: 100%; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid #94a3b855;
   overflow-wrap: anywhere; }
+th { white-space: nowrap; }
 code { background: #94a3b833; padding: .1em .3em; border-radius: .25em; }
 """
 

@@ -15,7 +15,7 @@ LARGEST = 140_000
 EXPANDING = "#3b82f6"
 PROCESSING = "#14b8a6"
 FAILED = "#ef4444"
-INK = "#7c8798"
+INK = "#758095"
 TINY = 0.05  # of a level: less is not drawn
 LEVELS = 8  # heights of a column that was busy for a part of its time
 

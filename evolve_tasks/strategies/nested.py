@@ -98,7 +98,7 @@ class _NestedCarrier(FutureCarrier):
         ledger, threads = self._run.ledger, self._threads
         # Several sources spend at the same time: each gets a part of what is left, and gives
         # back what it did not need.
-        allowance = ledger.lend(action.unit)
+        allowance, batches = ledger.lend(action.unit)
         nested = NestedCall(
             expand=call,
             window=(
@@ -108,7 +108,7 @@ class _NestedCarrier(FutureCarrier):
             ),
             batch=self._run.options.batch_size,
             allowance=allowance,
-            in_units=ledger.in_units,
+            batches=batches,
             budget=self._budget,
             item_s=self._run.core.item_s,
         )

@@ -72,7 +72,9 @@ class _InTurn:
             return call
         if self._open is not None and time.monotonic() - self._open[1] >= TARGET_S:
             self._close_run()
-        if self._open is None:
+        if self._open is not None:
+            self._run.ledger.shared()
+        else:
             label = f"{call.sources[0].label} …"
             self._open = self._runtime.open_run(call.stage, label), time.monotonic()
             self._stage = call.stage

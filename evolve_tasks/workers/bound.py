@@ -163,11 +163,18 @@ class UnitContext:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    @property
+    def named(self) -> bool:
+        """Whether what runs here has a name that somebody sees: its stage's task runs as one."""
+        bound = self._bound
+        return bound.task is not None and (self._recording.each or not bound.quick)
+
     def run(self, item: Any, run_id: UUID, name: str) -> Ran:
         """Run the stage on one source or item."""
         bound, recording = self._bound, self._recording
-        if bound.task is None or (bound.quick and not recording.each):
+        if not self.named:
             return bound.call(item)
+        assert bound.task is not None
         if recording.each:
             task_run = new_task_run(
                 bound.task, run_id=run_id, name=name, upstream=recording.upstream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -28,6 +28,7 @@ class RunSpec:
         terminal_pid: process that shows progress on its terminal, if one does.
         journaled: the flow wants a token of the items that each source gives.
         resources: Dask worker resources that a unit takes, by stage.
+        label: gives an item its short name; `None`: its position is its name.
     """
 
     run: str
@@ -38,6 +39,7 @@ class RunSpec:
     terminal_pid: int | None = None
     journaled: bool = False
     resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    label: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +260,19 @@ class Orphans:
 
 @dataclass(slots=True)
 class NestedResult:
-    """How sources ended that were worked on in one piece (`nested`)."""
+    """How sources ended that were worked on in one piece (`nested`).
+
+    Args:
+        measure: how they were expanded.
+        batches: what became of their items.
+        orphans: items whose worker died.
+        unseen: batches that were no task runs.
+    """
 
     measure: Measure
     batches: list[NestedBatch] = field(default_factory=list)
     orphans: list[Orphans] = field(default_factory=list)
+    unseen: int = 0
 
 
 class Recorded(NamedTuple):

@@ -46,7 +46,7 @@ class NestedCall:
         window: how much of their items may be in flight.
         batch: items in one Dask task; `None` where durations decide.
         allowance: items that may have a task run of their own.
-        in_units: batches beyond it are task runs as a whole.
+        batches: batches beyond it that may be task runs as a whole.
         budget: the failure policy within these sources.
         item_s: seconds that an item takes, as far as the flow knows.
     """
@@ -55,7 +55,7 @@ class NestedCall:
     window: Window
     batch: int | None
     allowance: int
-    in_units: bool
+    batches: int
     budget: FailureBudget
     item_s: float | None
 
@@ -70,6 +70,7 @@ def run_sources(run: str, call: NestedCall) -> NestedResult:
         with seceded():
             result.batches = children.run()
         result.orphans = children.orphans
+        result.unseen = children.unseen
     return result
 
 
@@ -85,6 +86,8 @@ class _Children:
         # A parent that runs again after its worker died must not meet its old children.
         self._attempt = uuid4().hex[:8]
         self._allowance = call.allowance
+        self._batches = call.batches
+        self.unseen = 0
         self.orphans: list[Orphans] = []
         self._ended: SimpleQueue[tuple[Process, ProcessCall, Future[Any]]] = SimpleQueue()
 
@@ -141,6 +144,9 @@ class _Children:
         expand, is_task = self._call.expand, self._stage.task is not None
         each = is_task and self._allowance >= size
         self._allowance -= size if each else 0
+        seen = not each and self._batches > 0
+        self._batches -= seen
+        self.unseen += is_task and not (each or seen)
         source = expand.sources[action.offset]
         call = ProcessCall(
             stage=self._stage.position,
@@ -151,7 +157,7 @@ class _Children:
             size=len(self._expansion.lists[action.offset]),
             recording=Recording(
                 each=each,
-                unit=uuid4() if self._call.in_units and not each else None,
+                unit=uuid4() if seen else None,
                 upstream=expand.recording.unit or source.run_id,
             ),
         )

@@ -14,6 +14,7 @@ from uuid import UUID
 from distributed.protocol.pickle import dumps, loads
 
 from evolve_tasks.journal import items_token
+from evolve_tasks.naming import label_of
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.bound import BoundStage, Ran, UnitContext
@@ -218,7 +219,11 @@ class Runtime:
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
         bound = self._bound[call.stage]
         span = self._begin()
-        name = batch_name(bound.stage, call)
+        if len(items) == 1:
+            label = self._label(call.source, call.start, items[0])
+        else:
+            label = f"{call.source.label} {call.start}-{call.stop - 1}"
+        name = f"{bound.stage.name}[{label}]"
 
         def body(call: ProcessCall) -> tuple[list[Ran], float]:
             log_run_id = call.recording.unit or call.recording.upstream or call.source.run_id
@@ -262,13 +267,18 @@ class Runtime:
         for position, item in enumerate(items, start):
             if self.stopped():
                 break
-            name = item_name(bound.stage, source, position)
+            name = (
+                f"{bound.stage.name}[{self._label(source, position, item)}]" if unit.named else ""
+            )
             self._mark(source.position, position)
             ran = unit.run(item, item_run_id(source.run_id, position), name)
             ended.append(ran)
             if ran.error is not None and self.spec.fail_fast:
                 break
         return ended
+
+    def _label(self, source: SourceCall, position: int, item: Any) -> str:
+        return f"{source.label} {label_of(self.spec.label, item, str(position))}"
 
     def _as_unit(
         self, bound: BoundStage, recording: Recording, name: str, body: Callable[P, R]
@@ -311,8 +321,8 @@ class Runtime:
             failures.append(self._failed(bound, (source.position, position), item, ran))
             if self._needs_own_run(bound, recording):
                 run_id = item_run_id(source.run_id, position)
-                name = f"{source.label} {position}"
-                self._record_failure(bound, run_id, name, upstream or source.run_id, ran.error)
+                label = self._label(source, position, item)
+                self._record_failure(bound, run_id, label, upstream or source.run_id, ran.error)
                 recorded.append(position)
         return failures, recorded
 
@@ -349,18 +359,6 @@ def _tracked_alone(function: Callable[P, R], *arguments: P.args, **keywords: P.k
 def _in_passing(call: ExpandCall) -> Recording:
     """What Prefect sees of items that are worked on where they are found: at most their unit."""
     return replace(call.recording, each=False)
-
-
-def item_name(stage: Stage, source: SourceCall, position: int) -> str:
-    """Name of an item's task run in the UI."""
-    return f"{stage.name}[{source.label} {position}]"
-
-
-def batch_name(stage: Stage, call: ProcessCall) -> str:
-    """Name of a batch's task run in the UI: positions of its first and last item."""
-    if call.stop - call.start == 1:
-        return item_name(stage, call.source, call.start)
-    return f"{stage.name}[{call.source.label} {call.start}-{call.stop - 1}]"
 
 
 def unit_name(stage: Stage, call: ExpandCall) -> str:

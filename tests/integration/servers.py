@@ -51,9 +51,10 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
 class Server:
     """A server that can be stopped and started again, with the same address and database."""
 
-    def __init__(self, home: Path, port: int | None = None) -> None:
+    def __init__(self, home: Path, port: int | None = None, *, ui: bool = False) -> None:
         self._home = home
         self._port = port or free_port()
+        self._ui = ui
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}/api"
         self.log = home / "server.log"
@@ -61,11 +62,12 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self._home.mkdir(parents=True, exist_ok=True)
-        command = ["-m", "prefect", "server", "start", "--no-ui", "--port", str(self._port)]
+        ui = "--ui" if self._ui else "--no-ui"
+        command = ["-m", "prefect", "server", "start", ui, "--port", str(self._port)]
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command],
-                env=prefect_environment(self._home),
+                env=prefect_environment(self._home) | {"PREFECT_SERVER_UI_API_URL": self.url},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect import flow, task
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run, task_run
 
@@ -144,3 +146,75 @@ def test_without_progress_there_is_the_report_alone(tmp_path: Path, thread_worke
     night()
     assert artifacts(ids[0], "progress") == []
     assert report_of(ids[0]).startswith("# Finished after")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_label_names_sources_and_items(
+    strategy: str, tmp_path: Path, thread_workers: str
+) -> None:
+    ids: list[UUID] = []
+
+    def label(of: tuple[str, int]) -> str:
+        if of[1] == 1:
+            raise KeyError("no name for it")
+        return f"number\n{of[1]}"
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> None:
+        ids.append(UUID(flow_run.id))
+        evolve(
+            [(str(tmp_path), 3)], numbers, passes, strategy=strategy, record="items", label=label
+        )
+
+    night()
+    assert {one.name for one in task_runs(ids[0])} == {
+        "numbers[number 3]",
+        "passes[number 3 number 0]",
+        "passes[number 3 label raised KeyError]",
+        "passes[number 3 number 2]",
+    }
+
+
+def events_of(flow_run_id: UUID) -> list[dict[str, Any]]:
+    """Events of evolve-tasks that are related to a flow run, oldest first."""
+    question = {
+        "filter": {
+            "event": {"prefix": ["evolve."]},
+            "related": {"id": [f"prefect.flow-run.{flow_run_id}"]},
+            "order": "ASC",
+        }
+    }
+    with get_client(sync_client=True) as client:
+        events = client.request("POST", "/events/filter", json=question).json()["events"]
+    assert isinstance(events, list)
+    return events
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_events_tell_automations_what_happened(
+    strategy: str, tmp_path: Path, thread_workers: str
+) -> None:
+    ids: list[UUID] = []
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> None:
+        ids.append(UUID(flow_run.id))
+        sources = [(str(tmp_path), 4)] * 25
+        evolve(sources, numbers, odd_ones_fail, strategy=strategy, record_budget=10, batch=4)
+
+    with pytest.raises(EvolveFailed):
+        night()
+    until(lambda: "evolve.run.finished" in [e["event"] for e in events_of(ids[0])], "all is told")
+    events = events_of(ids[0])
+    names = [event["event"] for event in events]
+    assert names[0] == "evolve.run.started"
+    assert names[-2:] == ["evolve.failures.exceeded", "evolve.run.finished"]
+    assert names.count("evolve.run.degraded") == 1
+    assert names.count("evolve.source.expanded") == 20
+    payloads = {event["event"]: event["payload"] for event in events}
+    assert payloads["evolve.run.started"]["stages"] == ["numbers", "odd_ones_fail"]
+    assert payloads["evolve.source.expanded"]["items"] == 4
+    assert payloads["evolve.run.finished"]["state"] == "failed"
+    counts = payloads["evolve.run.finished"]["counts"]
+    assert (counts["done"], counts["failed"]) == (50, 50)
+    assert len({event["resource"]["prefect.resource.id"] for event in events}) == 1

@@ -6,17 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from evolve_tasks import EvolveFailed, evolve
 from tests.integration.servers import prefect_environment, prefect_server
+from tests.integration.waiting import until
 
 pytestmark = pytest.mark.cluster
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE_S = 120
 POOL = "evolve-process"
+AUTOMATIONS = "deployments/automations.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,32 @@ def test_flow_is_deployed(url: str, name: str, entrypoint: str, parameters: set[
 def test_nothing_else_is_deployed(url: str) -> None:
     with get_client(sync_client=True) as client:
         assert len(client.read_deployments()) == 2
+
+
+@task
+def nothing_works(item: int) -> int:
+    raise ValueError(f"{item} does not work")
+
+
+@flow
+def failing_night() -> None:
+    evolve([3], range, nothing_works, strategy="sequential")
+
+
+def test_the_automation_pauses_what_failed_beyond_its_policy(url: str, tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "prefect", "automation", "create", "--from-file", AUTOMATIONS],
+        cwd=PROJECT,
+        env=prefect_environment(tmp_path, url),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(failing_night)
+        deployment_id = client.create_deployment(flow_id, name="nightly")
+        flow_run = client.create_flow_run_from_deployment(deployment_id)
+        with pytest.raises(EvolveFailed):
+            run_flow(failing_night, flow_run=flow_run)
+        until(lambda: client.read_deployment(deployment_id).paused, "the deployment is paused")

@@ -4,37 +4,48 @@ from __future__ import annotations
 
 import pytest
 
-from evolve_tasks.record_ledger import LENT_TO, UNBOUNDED, RecordLedger
+from evolve_tasks.options import RecordMode
+from evolve_tasks.record_ledger import EVENTS, LENT_TO, UNBOUNDED, RecordLedger
+
+
+def ledger_of(
+    mode: RecordMode, budget: int, sources_known: int | None, per_minute: int = 10**9
+) -> RecordLedger:
+    """A ledger at a time that stands still."""
+    return RecordLedger(mode, budget, sources_known, per_minute, clock=lambda: 0.0)
 
 
 def test_items_are_all_recorded_whatever_the_budget() -> None:
-    ledger = RecordLedger("items", 0, 10**9)
+    ledger = ledger_of("items", 0, 10**9)
     for _ in range(5):
         assert ledger.each_source(1_000, True)
         assert ledger.each_item(10**6, True, expected=10**9)
-    assert not ledger.in_units
-    assert ledger.item_allowance == ledger.lend(0) == UNBOUNDED
+    assert not ledger.unit(True)
+    assert ledger.item_allowance == UNBOUNDED
+    assert ledger.lend(0) == (UNBOUNDED, 0)
 
 
 def test_sources_records_each_source_and_no_item() -> None:
-    ledger = RecordLedger("sources", 10_000, 3)
+    ledger = ledger_of("sources", 10_000, 3)
     assert ledger.each_source(50, True)
     assert not ledger.each_item(1, True)
-    assert not ledger.in_units
-    assert ledger.item_allowance == ledger.lend(0) == 0
+    assert not ledger.unit(True)
+    assert ledger.item_allowance == 0
+    assert ledger.lend(0) == (0, 0)
 
 
 def test_batches_records_units_alone() -> None:
-    ledger = RecordLedger("batches", 10_000, 3)
+    ledger = ledger_of("batches", 10_000, 3)
     assert not ledger.each_source(1, True)
     assert not ledger.each_item(1, True)
-    assert ledger.in_units
-    assert ledger.item_allowance == ledger.lend(0) == 0
+    assert ledger.unit(True)
+    assert ledger.item_allowance == 0
+    assert ledger.lend(0) == (0, UNBOUNDED)
 
 
 @pytest.mark.parametrize("mode", ["items", "sources", "auto", "batches"])
 def test_a_plain_function_is_never_a_task_run_of_its_own(mode: str) -> None:
-    ledger = RecordLedger(mode, 500, 3)  # type: ignore[arg-type]
+    ledger = ledger_of(mode, 500, 3)  # type: ignore[arg-type]
     before = ledger.item_allowance
     assert not ledger.each_source(1, False)
     assert not ledger.each_item(1, False)
@@ -42,15 +53,16 @@ def test_a_plain_function_is_never_a_task_run_of_its_own(mode: str) -> None:
 
 
 def test_auto_records_singly_until_the_budget_is_spent() -> None:
-    ledger = RecordLedger("auto", 10, None)
+    ledger = ledger_of("auto", 10, None)
     assert ledger.each_source(1, True)
     assert ledger.each_item(6, True)
     assert not ledger.each_item(4, True), "three are left"
     assert ledger.each_item(3, True)
     assert not ledger.each_item(1, True)
     assert not ledger.each_source(1, True)
-    assert ledger.in_units
+    assert ledger.unit(True)
     assert ledger.item_allowance == 0
+    assert ledger.degraded == "the 10 task runs of record_budget are spent"
 
 
 @pytest.mark.parametrize(
@@ -60,13 +72,13 @@ def test_auto_records_singly_until_the_budget_is_spent() -> None:
 def test_auto_does_not_begin_singly_where_the_sources_alone_do_not_fit(
     budget: int, sources: int | None, all_units: bool
 ) -> None:
-    ledger = RecordLedger("auto", budget, sources)
+    ledger = ledger_of("auto", budget, sources)
     assert ledger.all_units == all_units
     assert ledger.each_source(1, True) == (not all_units and budget > 0)
 
 
 def test_auto_goes_over_to_units_for_good_where_what_is_expected_does_not_fit() -> None:
-    ledger = RecordLedger("auto", 100, None)
+    ledger = ledger_of("auto", 100, None)
     assert ledger.each_item(10, True, expected=90)
     assert not ledger.each_item(10, True, expected=91)
     assert not ledger.each_item(1, True, expected=0)
@@ -75,36 +87,85 @@ def test_auto_goes_over_to_units_for_good_where_what_is_expected_does_not_fit() 
 
 
 def test_spent_elsewhere_is_spent() -> None:
-    ledger = RecordLedger("auto", 10, None)
+    ledger = ledger_of("auto", 10, None)
     ledger.spent(15)
     assert ledger.item_allowance == 0
     assert not ledger.each_item(1, True)
 
 
 def test_all_that_is_lent_never_exceeds_the_budget() -> None:
-    ledger = RecordLedger("auto", 10, None)
-    lent = [ledger.lend(unit) for unit in range(20)]
+    ledger = ledger_of("auto", 10, None)
+    lent = [ledger.lend(unit)[0] for unit in range(20)]
     assert lent[0] == -(-10 // LENT_TO)
     assert sum(lent) == 10
     assert lent == sorted(lent, reverse=True)
 
 
 def test_what_was_lent_and_not_used_comes_back() -> None:
-    ledger = RecordLedger("auto", 100, None)
-    lent = ledger.lend(0)
-    ledger.give_back(0, used=5)
+    ledger = ledger_of("auto", 100, None)
+    lent, _ = ledger.lend(0)
+    ledger.give_back(0, items=5, batches=0, unseen=0)
     assert ledger.item_allowance == 95
-    ledger.give_back(0, used=0)
+    ledger.give_back(0, items=0, batches=0, unseen=0)
     assert ledger.item_allowance == 95, "it was given back before"
-    assert ledger.lend(1) < lent + 1
-    ledger.give_back(1, used=80)
+    assert ledger.lend(1)[0] < lent + 1
+    ledger.give_back(1, items=80, batches=0, unseen=0)
     assert ledger.item_allowance <= 95, "failures are recorded beyond what was lent"
 
 
 def test_items_that_are_expected_and_do_not_fit_end_single_runs() -> None:
-    ledger = RecordLedger("auto", 100, None)
+    ledger = ledger_of("auto", 100, None)
     ledger.foresee(100)
     assert not ledger.all_units
     ledger.foresee(101)
     assert ledger.all_units
-    assert ledger.lend(0) == 0
+    assert ledger.lend(0)[0] == 0
+
+
+# -- the pace ------------------------------------------------------------------------------------
+
+
+def test_the_pace_is_kept_singly_and_by_the_batch_and_comes_back() -> None:
+    now = [0.0]
+    ledger = RecordLedger("auto", 1_000, None, 60 * EVENTS, clock=lambda: now[0])
+    assert ledger.each_item(59, True)
+    assert not ledger.each_item(2, True)
+    assert ledger.degraded == "the 180 events a minute of events_per_minute are spent"
+    assert ledger.unit(True)
+    assert not ledger.unit(True)
+    assert ledger.unseen_units == 1
+    now[0] += 10.0
+    assert ledger.item_allowance == 10, "one a second"
+    now[0] += 3_600.0
+    assert ledger.item_allowance == 60, "no more than a minute's worth"
+
+
+@pytest.mark.parametrize("mode", ["items", "batches", "sources"])
+def test_what_was_asked_for_has_no_pace(mode: RecordMode) -> None:
+    ledger = ledger_of(mode, 0, None, per_minute=EVENTS)
+    assert [ledger.each_item(1, True) for _ in range(5)] == [mode == "items"] * 5
+    assert [ledger.unit(True) for _ in range(5)] == [mode == "batches"] * 5
+    assert (ledger.degraded, ledger.unseen_units) == (None, 0)
+
+
+def test_a_unit_of_a_plain_function_costs_nothing() -> None:
+    ledger = ledger_of("auto", 0, None, per_minute=EVENTS)
+    assert all(ledger.unit(False) for _ in range(5))
+    assert ledger.unit(True)
+
+
+def test_what_is_lent_keeps_the_pace() -> None:
+    ledger = ledger_of("auto", 1_000, None, per_minute=100 * EVENTS)
+    lent = [sum(ledger.lend(unit)) for unit in range(50)]
+    assert sum(lent) <= 100
+    for unit in range(50):
+        ledger.give_back(unit, items=0, batches=0, unseen=2)
+    assert ledger.item_allowance == 100
+    assert ledger.unseen_units == 100
+
+
+def test_what_is_part_of_another_task_run_costs_nothing() -> None:
+    ledger = ledger_of("auto", 0, None, per_minute=EVENTS)
+    for _ in range(5):
+        assert ledger.unit(True)
+        ledger.shared()

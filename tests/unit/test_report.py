@@ -244,7 +244,7 @@ def report_of(name: str) -> Report:
         error=name,
         counts={**counts, "sources": 2, "sources_failed": 1},
         vanished=[name],
-        recording={"task_runs": 12, "unrecorded": 1},
+        recording={"task_runs": 12, "unrecorded": 1, "degraded": name, "unseen_batches": 3},
         dashboard="http://127.0.0.1:8787/status",
         task_run_url="http://127.0.0.1:4200/runs/task-run/{}",
         versions={"prefect": "3.8.8"},
@@ -321,6 +321,8 @@ def test_the_report_tells_what_a_reader_looks_for() -> None:
         "It stopped early: file.txt",
         "It was ended by file.txt",
         "12 task runs, of which 1 were not recorded",
+        "Items were recorded by the batch: file.txt",
+        "3 batches are no task runs",
         "Gone since an earlier run: file.txt",
         "prefect 3.8.8",
     ):
