@@ -164,7 +164,7 @@ class Call:
             resources=options.resources or {},
             label=self.label,
         )
-        story = Story(time.time(), [stage.name for stage in self.stages])
+        story = Story(time.time(), [stage.name for stage in self.stages], threads)
         run = EvolvingRun(
             spec.run,
             self.sources,

@@ -281,12 +281,25 @@ async def _opened_async(call: Call) -> AsyncGenerator[Opened, None]:
     """Open a run beside an event loop; it is closed also when the task here is cancelled."""
     # An async task on a worker holds a thread of it by its event loop: this is that thread.
     with seceded() if on_worker() else nullcontext():
-        opened = await anyio.to_thread.run_sync(call.open)
+        opened = await _opened_in_thread(call)
         try:
             yield opened
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(opened.close)
+
+
+async def _opened_in_thread(call: Call) -> Opened:
+    """Open a run; if we are cancelled meanwhile, close what was opened."""
+    opening = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call.open)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                await anyio.to_thread.run_sync(opening.result().close)
+        raise
 
 
 async def _in_thread(run: EvolvingRun, work: Callable[[], R]) -> R:

@@ -168,6 +168,7 @@ class EvolvingRun:
     def leave(self) -> None:
         """Begin nothing more: nobody waits for the rest."""
         self.left = True
+        self._glimpses.clear()  # what they told of is dropped
         self.core.stop("the run was left before its end")
 
     def cancel(self) -> None:
@@ -333,6 +334,7 @@ class EvolvingRun:
                     inline_s=answer.inline_s,
                 )
             case Lost():
+                self.ledger.give_back(unit)
                 if answer.crashed:
                     self.deaths = True
                     return core.crashed(unit, self._at_work.pop(unit))
@@ -486,7 +488,8 @@ class EvolvingRun:
                 for item in range(action.start, action.stop)
             ]
             run_id = item_run_id(call.run_id, action.start)
-            recorded = lost.crashed and self.ledger.mode != "sources"
+            is_task = self.stages[action.stage].task is not None
+            recorded = lost.crashed and is_task and self.ledger.mode != "sources"
             for failure in failures:
                 tell_lost(self.story, call, failure, run_id if recorded else None)
             if recorded:
@@ -498,8 +501,9 @@ class EvolvingRun:
         for position in range(action.start, action.stop):
             source, call = self._open[position]
             failure = replace(_failure_of(lost, stage, (position,), source), source=source)
-            tell_lost(self.story, call, failure, call.run_id if lost.crashed else None)
-            if lost.crashed:
+            recorded = lost.crashed and self.stages[action.stage].task is not None
+            tell_lost(self.story, call, failure, call.run_id if recorded else None)
+            if recorded:
                 self._give_up(action.stage, call.run_id, call.label, None, failure.message)
             portions.append(Portion(position, source, 0, 0, [], [failure]))
         return portions

@@ -36,6 +36,19 @@ def one_line(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def error_text(error: BaseException) -> str:
+    """Class and text of an error, whatever its own `str` does.
+
+    Example:
+        >>> error_text(ValueError("no number"))
+        'ValueError: no number'
+    """
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as other:
+        return f"{type(error).__name__} whose str raises {type(other).__name__}"
+
+
 def source_label(source: Any) -> str:
     """Short, one-line name of a source: the last part of a path or address, else its repr.
 
@@ -72,7 +85,8 @@ def label_of(label: Callable[[Any], Any] | None, value: Any, default: str) -> st
     if label is None:
         return default
     try:
-        text = str(label(value))
-    except Exception as error:
+        given = label(value)
+        text = "" if given is None else one_line(str(given), LABEL)
+    except (Exception, SystemExit, GeneratorExit) as error:
         text = f"label raised {type(error).__name__}"
-    return one_line(text, LABEL) or default
+    return text or default

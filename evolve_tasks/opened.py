@@ -25,13 +25,11 @@ from evolve_tasks.monitoring.crashes import (
     tell_for_the_dead,
 )
 from evolve_tasks.monitoring.events import RunEvents
-from evolve_tasks.monitoring.facts import failure_facts
 from evolve_tasks.monitoring.recording import unrecorded_after, wait_until_recorded
 from evolve_tasks.monitoring.shown import Shown
 from evolve_tasks.naming import LABEL, one_line
 from evolve_tasks.options import EvolveOptions
 from evolve_tasks.outcome import EvolveFailed, Failure, Outcome
-from evolve_tasks.report import Report
 from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.strategies.as_completed import run_as_completed
 from evolve_tasks.strategies.asynchronous import run_async
@@ -84,6 +82,7 @@ class Opened:
     _threads: int
     gone: list[str] = field(default_factory=list)
     _degraded: bool = False
+    _ended: str = "running"
     _logger: Any = field(default_factory=get_run_logger)
     _began: datetime = field(default_factory=now)
     _flow_run_id: UUID = field(default_factory=flow_run_id)
@@ -116,7 +115,7 @@ class Opened:
             self._degraded = True
             used = len(self.run.recorded)
             self.events.degraded(ledger.degraded, used)
-            self._logger.info("Items are recorded by the batch from here on: %s", ledger.degraded)
+            self._logger.info("Items are recorded by the batch: %s", ledger.degraded)
 
     def vanished(self) -> list[str]:
         """Say which sources are gone since an earlier run, once all have been taken."""
@@ -140,9 +139,9 @@ class Opened:
         """Wait until the API knows what ran, then leave the cluster as it was found."""
         with self._stack:
             run = self.run
-            state = self._state()
-            self.shown.ended(state)
-            self._tell_events(state)
+            self._ended = self._state()
+            self.shown.ended(self._ended)
+            self._tell_events(self._ended)
             self.gone = self.vanished()
             recorded = [one.run_id for one in run.recorded]
             if run.deaths:
@@ -191,7 +190,7 @@ class Opened:
     def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
         """Make the outcome, and raise if it is not accepted."""
         run = self.run
-        if run.cancelled:
+        if self._ended == "cancelled":
             message = f"the flow run was cancelled after {run.counts()}; what was finished is " + (
                 "in the journal" if run.resuming else "lost, as there is no journal="
             )
@@ -209,7 +208,7 @@ class Opened:
             stopped=run.core.stopped,
             error=run.source_error,
             vanished=self.gone,
-            report=self._report(failures),
+            facts=self.shown.report(),
         )
         if run.core.rejected or run.source_error is not None:
             raise EvolveFailed(outcome) from run.source_error
@@ -217,11 +216,6 @@ class Opened:
             "Evolved in %.1f s (%s): %s", outcome.duration_s, outcome.strategy, outcome.counts
         )
         return outcome
-
-    def _report(self, failures: list[Failure]) -> Report:
-        report = self.shown.report()
-        report["failures"] = failure_facts(failures)
-        return report
 
 
 def _in_own_loop(portions: AsyncGenerator[Portion, None]) -> Generator[Portion, None, None]:

@@ -135,11 +135,11 @@ class EvolveOptions(_Frozen):
         record_budget: task runs that `record="auto"` may spend on items (N >= 0). 500 keeps
             a run readable in the UI (its graph asks above 2,000 nodes) and costs a server
             on SQLite, at 30 to 40 task runs a second, about 15 s.
-        events_per_minute: pace at which `record="auto"` sends the API events of task runs, three
-            for each. `None`: 6,000, as a server on SQLite records some 2,000 task runs a minute,
-            or 1,500 on Prefect Cloud, whose smallest plan takes 2,000 events and log lines.
-            Beyond it items are recorded by the batch, and then batches not at all, but failures
-            always are; the report says so.
+        events_per_minute: pace that `record="auto"` keeps: events and log lines of task runs that
+            the API gets in any minute, three for each task run (N >= 3). `None`: 6,000, as a
+            server on SQLite records some 2,000 task runs a minute, or 1,500 on Prefect Cloud,
+            whose smallest plan takes 2,000. Beyond it items are recorded by the batch, and then
+            batches not at all, but failures always are; the report says so.
         resources: Dask worker resources by stage, as `{"process_item": {"GPU": 1}}`: each unit
             of the stage takes so much of what `dask worker --resources` offers. Where no worker
             has it the run waits as long as for workers, and then raises.
@@ -147,7 +147,8 @@ class EvolveOptions(_Frozen):
             run and its retries. A name: every run that gives it, so that sources which are
             unchanged since an earlier run are not worked on again. `False`: none.
         unique: work on equal items once. Not available yet.
-        progress: show progress in the terminal; nothing is shown where there is none.
+        progress: show how far it is: an artifact in the Prefect UI, and bars where there is a
+            terminal. The report is made in any case.
 
     Raises:
         pydantic.ValidationError: a value is out of its range; it names field and rule.
@@ -189,7 +190,9 @@ class EvolveOptions(_Frozen):
         "that runs share.",
     )
     unique: bool = Field(default=False, description="Work on equal items once. Not available yet.")
-    progress: bool = Field(default=True, description="Show progress in the terminal.")
+    progress: bool = Field(
+        default=True, description="Show how far it is, in the UI and in a terminal."
+    )
 
     @property
     def batch_size(self) -> int | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from evolve_tasks.errors import EvolveError
-from evolve_tasks.naming import LINE, one_line
+from evolve_tasks.naming import LINE, error_text, one_line, short_repr
 from evolve_tasks.report import Report
 
 
@@ -150,8 +150,7 @@ class Outcome:
             has not; each is told once.
         collected: `(source, value)` of `collect=`; empty without one.
         reduced: the value of `reduce=`; `None` without one.
-        report: the run's story: a mapping that can be written as JSON, and shown as markdown
-            or as an HTML page (`report.write_html("night.html")`).
+        facts: what the report tells beside the failures.
     """
 
     results: list[Any]
@@ -166,7 +165,24 @@ class Outcome:
     vanished: list[str] = field(default_factory=list)
     collected: list[tuple[Any, Any]] = field(default_factory=list)
     reduced: Any = None
-    report: Report = field(default_factory=Report)
+    facts: Report = field(default_factory=Report, repr=False)
+
+    @property
+    def report(self) -> Report:
+        """The run's story: a mapping that can be written as JSON, or as an HTML page.
+
+        `report.write_html("night.html")` makes a page that needs nothing else.
+        """
+        # Made when it is asked for: a million failures have a million texts.
+        sources: dict[int, str] = {}
+        failures = []
+        for failure in self.failures:
+            position = failure.index[0]
+            if position not in sources:
+                sources[position] = short_repr(failure.source)
+            told = asdict(replace(failure, source=None))
+            failures.append({**told, "source": sources[position]})
+        return Report(self.facts, failures=failures)
 
     def raise_for_failures(self) -> None:
         """Raise `EvolveFailed` if a source or an item failed, or the run ended early.
@@ -202,7 +218,7 @@ class EvolveFailed(EvolveError):
         if outcome.stopped:
             lines.append(one_line(f"stopped early: {outcome.stopped}", LINE))
         if outcome.error is not None:
-            error = f"{type(outcome.error).__name__}: {outcome.error}"
+            error = error_text(outcome.error)
             lines.append(one_line(f"the sources ended with {error}", LINE))
         lines += [f"- {failure}" for failure in outcome.failures[: self.SHOWN]]
         hidden = len(outcome.failures) - self.SHOWN

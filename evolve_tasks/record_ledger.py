@@ -11,7 +11,7 @@ from evolve_tasks.options import RecordMode
 LENT_TO = 4  # units of nested work that may spend the record budget at the same time
 UNBOUNDED = 2**31  # task runs that `record="items"` may spend
 
-# Events that the API gets of a task run: that it waits, that it runs, that it has ended.
+# What the API gets of a task run: that it runs, that it has ended, and the log line of that.
 EVENTS = 3
 
 
@@ -40,16 +40,16 @@ class RecordLedger:
         self._clock = clock
         self._pace = Pace(events_per_minute / EVENTS, clock())
         self._paced = f"the {events_per_minute:,} events a minute of events_per_minute"
-        self._lent: dict[int, tuple[int, int]] = {}
+        self._lent: dict[int, int] = {}
         # Each source is one task run, and has an item at least: where that does not fit there
         # is no use in beginning with single ones.
         too_many = sources_known is not None and 2 * sources_known > budget
         self.all_units = mode == "batches" or (mode == "auto" and too_many)
-        self.degraded: str | None = None  # why items are no task runs of their own any more
+        self.degraded: str | None = None  # why some items are no task runs of their own
+        self._reason = f"{self._budget} are spent, or set aside for sources under way"
         self.unseen_units = 0  # that were no task runs, to keep the pace
-        if mode == "auto" and too_many:
-            self.degraded = f"{sources_known:,} sources and their items would take more than "
-            self.degraded += self._budget
+        if too_many:
+            self._reason = f"{sources_known:,} sources and their items are more than {self._budget}"
 
     @property
     def item_allowance(self) -> int:
@@ -79,8 +79,8 @@ class RecordLedger:
         if self.item_allowance >= count:
             self.spent(count)
             return True
-        if self.mode == "auto" and not self.all_units:
-            self._say(f"{self._budget if self._left < count else self._paced} are spent")
+        if not self.all_units and self._left >= count:
+            self._reason = f"{self._paced} are spent"
         return False
 
     def unit(self, is_task: bool) -> bool:
@@ -89,7 +89,10 @@ class RecordLedger:
             return True
         if self.mode != "auto":
             return False
-        if not is_task or self._pace.take(1, self._clock()):
+        if not is_task:
+            return True
+        self._degrade()
+        if self._pace.take(1, self._clock()):
             return True
         self.unseen_units += 1
         return False
@@ -103,43 +106,43 @@ class RecordLedger:
         """Give up single runs for good where the items that are expected do not fit."""
         if self.mode == "auto" and expected > self._left and not self.all_units:
             self.all_units = True
-            self._say(f"{expected:,} items are expected, which is more than {self._budget}")
+            self._reason = f"{expected:,} items are expected, which is more than {self._budget}"
 
-    def _say(self, reason: str) -> None:
+    def _degrade(self) -> None:
         if self.degraded is None:
-            self.degraded = reason
+            self.degraded = self._reason
 
-    def lend(self, unit: int) -> tuple[int, int]:
+    def lend(self, unit: int) -> tuple[int, float]:
         """Take a part of what is left for a unit that decides by itself.
 
         Returns:
-            How many of its items may be task runs, and then how many batches.
+            How many of its items may be task runs, and how many batches in a minute.
         """
         allowance = self.item_allowance
         if self.mode != "auto":
-            return allowance, UNBOUNDED if self.mode == "batches" else 0
+            return allowance, UNBOUNDED if self.mode == "batches" else 0.0
         allowance = -(-allowance // LENT_TO)
-        batches = max(0, int(self._pace.left(self._clock())) // LENT_TO - allowance)
-        self._lent[unit] = allowance, batches
-        self._left -= allowance
-        self._pace.spend(allowance + batches)
-        return allowance, batches
+        self._lent[unit] = allowance
+        self.spent(allowance)
+        # A pace is shared by those that are under way, as far as is known when one begins.
+        return allowance, self._pace.per_minute / max(LENT_TO, len(self._lent))
 
-    def give_back(self, unit: int, items: int, batches: int, unseen: int) -> None:
+    def give_back(self, unit: int, items: int = 0, batches: int = 0, unseen: int = 0) -> None:
         """Take back what a unit was lent and did not use.
 
         Args:
             unit: the unit.
             items: how many of its items were task runs.
             batches: how many of its batches were.
-            unseen: how many of its batches were none, though they might have been.
+            unseen: how many of its batches were none, to keep the pace.
         """
-        if self.mode == "auto":
-            self.unseen_units += unseen
-        if unit in self._lent:
-            lent, lent_batches = self._lent.pop(unit)
-            self._left += max(0, lent - items)
-            self._pace.spend(-max(0, lent + lent_batches - items - batches))
+        if unit not in self._lent:
+            return
+        self.spent(min(0, items - self._lent.pop(unit)))
+        self._pace.spend(batches)
+        self.unseen_units += unseen
+        if batches or unseen:
+            self._degrade()
 
     def spent(self, count: int) -> None:
         """Note that so many task runs were spent."""

@@ -36,10 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, help=f"of the server; {USUAL_PORT} if it is free")
     parser.add_argument("--strategy", default="as_completed", help="of the example, or all")
     given = parser.parse_args(arguments)
-    port = given.port or _free_port()
+    port = _free_port() if given.port is None else _own_port(given.port)
     with TemporaryDirectory(prefix="evolve-ui-") as home, _terminable():
-        environment = os.environ | {
+        environment = {
+            # A server that is configured here is somebody's own, and so is its database.
+            **{name: text for name, text in os.environ.items() if not name.startswith("PREFECT_")},
             "PREFECT_HOME": home,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
             "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
             # Task runs are seen soon after they ended.
@@ -95,14 +98,21 @@ def _running(
 
 
 def _free_port() -> int:
-    for port in (USUAL_PORT, 0):
-        with socket.socket() as here:
-            try:
-                here.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(here.getsockname()[1])
-    raise SystemExit("no port is free on 127.0.0.1")
+    try:
+        return _own_port(USUAL_PORT)
+    except SystemExit:
+        return _own_port(0)
+
+
+def _own_port(port: int) -> int:
+    """The port if nobody has it; for 0 one that nobody has."""
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            here.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SystemExit(f"port {port} cannot be used ({error}); give another --port") from None
+        return int(here.getsockname()[1])
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
@@ -123,9 +133,12 @@ def _page(flow: subprocess.Popen[bytes], port: int) -> str:
     """The address of the page of the first flow run; asked for until there is one."""
     question = {"sort": "START_TIME_ASC", "limit": 1}
     while flow.poll() is None:
-        found = httpx.post(f"http://127.0.0.1:{port}/api/flow_runs/filter", json=question).json()
-        if found:
-            return f"http://127.0.0.1:{port}/runs/flow-run/{UUID(found[0]['id'])}"
+        try:
+            found = httpx.post(f"http://127.0.0.1:{port}/api/flow_runs/filter", json=question)
+        except httpx.HTTPError:
+            found = None  # it is busy; it is asked again
+        if found is not None and found.is_success and found.json():
+            return f"http://127.0.0.1:{port}/runs/flow-run/{UUID(found.json()[0]['id'])}"
         time.sleep(0.2)
     raise SystemExit(f"the flow ended with {flow.returncode} before the server knew of it")
 

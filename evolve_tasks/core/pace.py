@@ -1,32 +1,37 @@
-"""A pace that is kept: so much a minute, with a minute's worth to begin with."""
+"""A pace that is kept: never more than so much in any minute."""
 
 from __future__ import annotations
 
 MINUTE_S = 60.0
 
+# What was not used gathers up to half of a minute's worth, and as much comes in a minute: a full
+# store and all that comes are together what a minute may see.
+STORED = 0.5
+
 
 class Pace:
-    """Lets through so much a minute; what was not used for a minute is lost.
+    """Lets through so much in any minute, half of it at once.
 
     Args:
-        per_minute: how much, N >= 1.
+        per_minute: how much.
         now: the time, in seconds.
 
     Example:
-        >>> pace = Pace(per_minute=60, now=0.0)
+        >>> pace = Pace(per_minute=120, now=0.0)
         >>> pace.take(60, now=0.0), pace.take(1, now=0.0), pace.take(1, now=1.0)
         (True, False, True)
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
-        self._per_minute = per_minute
-        self._left = per_minute
+        self.per_minute = per_minute
+        self._most = per_minute * STORED
+        self._left = self._most
         self._then = now
 
     def left(self, now: float) -> float:
         """How much may be taken now; below 0 if more was taken than was left."""
-        gained = max(0.0, now - self._then) * self._per_minute / MINUTE_S
-        self._left = min(self._per_minute, self._left + gained)
+        gained = max(0.0, now - self._then) * (self.per_minute - self._most) / MINUTE_S
+        self._left = min(self._most, self._left + gained)
         self._then = max(self._then, now)
         return self._left
 

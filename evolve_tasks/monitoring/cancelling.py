@@ -17,13 +17,16 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
 
 from evolve_tasks.monitoring.recording import asking_once
 
 # How often the API is asked: seen within a few seconds, twenty calls a minute.
 POLL_S = 3.0
+
+# How long the answer may take at the end of a run; who ended it may not wait much longer.
+ANSWER_S = 5.0
 
 CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 
@@ -73,9 +76,12 @@ def heeding_cancellation(
 def is_cancelled(flow_run_id: UUID) -> bool:
     """Whether the API says that a flow run is cancelled, or being so; if it says nothing, not."""
     try:
-        with get_client(sync_client=True) as client, asking_once():
+        with (
+            get_client(sync_client=True, httpx_settings={"timeout": ANSWER_S}) as client,
+            asking_once(),
+        ):
             state = client.read_flow_run(flow_run_id).state
-    except (httpx.HTTPError, PrefectHTTPStatusError):
+    except (httpx.HTTPError, PrefectHTTPStatusError, ObjectNotFound):
         return False
     return state is not None and state.type in CANCELLED
 

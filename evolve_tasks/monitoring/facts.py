@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 from uuid import UUID
 
 from prefect.utilities.urls import url_for
 
 from evolve_tasks.evolving import EvolvingRun
-from evolve_tasks.naming import LINE, one_line, short_repr
-from evolve_tasks.outcome import Failure
+from evolve_tasks.naming import LINE, error_text, one_line
 from evolve_tasks.report import Report
 
 PACKAGES = ("evolve-tasks", "prefect", "prefect-dask", "distributed")
@@ -37,6 +35,10 @@ def facts(
     """
     address = url_for("task-run", _NOBODY)
     error = run.source_error
+    counts, progress = asdict(run.counts()), run.progress
+    if not progress.finished:
+        # With what nested sources have told of themselves.
+        counts |= {name: getattr(progress, name) for name in ("discovered", "done", "failed")}
     return Report(
         title=title,
         state=state,
@@ -45,8 +47,8 @@ def facts(
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.story.began)),
         duration_s=duration_s,
         stopped=run.core.stopped,
-        error=None if error is None else one_line(f"{type(error).__name__}: {error}", LINE),
-        counts=asdict(run.counts()),
+        error=None if error is None else one_line(error_text(error), LINE),
+        counts=counts,
         **run.story.facts(),
         task_run_url=None if address is None else address.replace(str(_NOBODY), "{}"),
         versions=versions(),
@@ -63,11 +65,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def failure_facts(failures: list[Failure]) -> list[dict[str, Any]]:
-    """Failures, ready for JSON."""
-    return [
-        {**asdict(replace(failure, source=None)), "source": short_repr(failure.source)}
-        for failure in failures
-    ]

@@ -38,7 +38,8 @@ def progress_text(
         if number:
             parts.append(f"{number:,} {word}")
     if progress.sources_known is None:
-        parts.append(f"{progress.sources_ended:,} sources, more to come")
+        more = ", more to come" if state == "running" else ""
+        parts.append(f"{progress.sources_ended:,} sources{more}")
     else:
         parts.append(f"{progress.sources_ended:,} of {progress.sources_known:,} sources")
     worked = progress.done + progress.failed

@@ -16,6 +16,12 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+)
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import PrefectHTTPStatusError
 
 from evolve_tasks.monitoring.recording import asking_once
@@ -31,6 +37,9 @@ SLOWEST_S = 60.0
 # How long the last update is tried if the API does not answer.
 AWAY_S = 10.0
 PAUSE_S = 1.0
+ANSWER_S = 5.0  # how long one answer may take: these calls are small
+# Beyond it the flow does not wait for a thread that hangs all the same.
+END_S = 40.0
 
 LONGEST_KEY = 80
 
@@ -63,6 +72,7 @@ class Artifact:
     content: Callable[[], tuple[Any, str]]
     every_s: float
     id: UUID | None = None
+    unclear: bool = False  # it may have been created: the answer did not come
     due: float = 0.0
 
 
@@ -104,25 +114,31 @@ class Publisher:
             with self._changed:
                 self._over = True
                 self._changed.notify()
-            thread.join()
+            thread.join(END_S)
+            if thread.is_alive():
+                self.logger.warning(
+                    "The Prefect API hangs; the artifacts of this run are not whole"
+                )
 
     def _run(self) -> None:
         began = time.monotonic()
         for artifact in self.artifacts:
             artifact.due = began + max(FIRST_S, artifact.every_s / 2)
-        try:
-            last = self._next()
-            with get_client(sync_client=True) as client, asking_once():
-                while last is not None:
-                    artifact, final = last
-                    self._post(client, artifact, final)
-                    now = time.monotonic()
-                    pace_s = max(artifact.every_s, min(SLOWEST_S, (now - began) * SLOWER))
-                    artifact.due = now + pace_s
-                    last = self._next()
-        except Exception:
-            # The run's outcome does not hang on its pictures; but nobody should miss them unsaid.
-            self.logger.exception("The artifacts of this run could not be made")
+        last = self._next()
+        with get_client(sync_client=True, httpx_settings={"timeout": ANSWER_S}) as client:
+            while last is not None:
+                artifact, final = last
+                try:
+                    with asking_once():
+                        self._post(client, artifact, final)
+                except Exception:
+                    # The run's outcome does not hang on its pictures; but nobody should miss one
+                    # and not be told.
+                    self.logger.exception("Artifact %s could not be made", artifact.key)
+                now = time.monotonic()
+                pace_s = max(artifact.every_s, min(SLOWEST_S, (now - began) * SLOWER))
+                artifact.due = now + pace_s
+                last = self._next()
 
     def _next(self) -> tuple[Artifact, bool] | None:
         """Wait until an artifact is due; `None` when all were posted for the last time."""
@@ -152,7 +168,7 @@ class Publisher:
                     # Work goes on while the API is away, and the next update says it all.
                     self.logger.debug("Artifact %s was not updated: %s", artifact.key, error)
                     return
-                if time.monotonic() >= give_up:
+                if not _passing(error) or time.monotonic() >= give_up:
                     self.logger.warning(
                         "The Prefect API does not take the artifact %s (%s: %s); what the UI shows "
                         "of this run is not its end, its outcome.report is",
@@ -167,17 +183,48 @@ class Publisher:
 
     def _send(self, client: SyncPrefectClient, artifact: Artifact) -> None:
         shown, description = artifact.content()
+        if artifact.id is None and artifact.unclear:
+            artifact.id = self._found(client, artifact)
         if artifact.id is not None:
             changed = ArtifactUpdate(data=shown, description=description)
-            client.update_artifact(artifact.id, changed)
-        else:
-            artifact.id = client.create_artifact(
-                ArtifactCreate(
-                    key=artifact.key,
-                    type=artifact.type,
-                    description=description,
-                    data=shown,
-                    flow_run_id=self.flow_run_id,
-                    task_run_id=self.task_run_id,
-                )
-            ).id
+            # Not `update_artifact`, which also emits an event with all of the data in it.
+            client.request(
+                "PATCH",
+                "/artifacts/{id}",
+                path_params={"id": artifact.id},
+                json=changed.model_dump(mode="json", exclude_unset=True),
+            )
+            return
+        artifact.unclear = True
+        artifact.id = client.create_artifact(
+            ArtifactCreate(
+                key=artifact.key,
+                type=artifact.type,
+                description=description,
+                data=shown,
+                flow_run_id=self.flow_run_id,
+                task_run_id=self.task_run_id,
+            )
+        ).id
+
+    def _found(self, client: SyncPrefectClient, artifact: Artifact) -> UUID | None:
+        """The artifact, if the API created it and its answer was lost."""
+        others = {other.id for other in self.artifacts}
+        for one in client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[self.flow_run_id]),
+                key=ArtifactFilterKey(any_=[artifact.key]),
+            ),
+            sort=ArtifactSort.CREATED_DESC,
+            limit=1,
+        ):
+            if one.id not in others:
+                return one.id
+        return None
+
+
+def _passing(error: httpx.HTTPError | PrefectHTTPStatusError) -> bool:
+    """Whether it may be better in a moment."""
+    if not isinstance(error, PrefectHTTPStatusError):
+        return True
+    return error.response.status_code >= 500 or error.response.status_code == 429

@@ -17,7 +17,8 @@ class Lane:
     """What one thread did: busy seconds in each column, and how much failed in it."""
 
     worker: str
-    thread: int
+    thread: int  # that has it now
+    until: float = 0.0  # when it was last seen at work, in seconds since the run began
     columns: list[list[float]] = field(
         default_factory=lambda: [[0.0] * COLUMNS for _ in (EXPANDING, PROCESSING, FAILED)]
     )
@@ -39,14 +40,17 @@ class Lanes:
     def __init__(self, began: float) -> None:
         self.column_s = FIRST_COLUMN_S
         self._began = began
-        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._lanes: dict[str, list[Lane]] = {}  # of each worker
         self._busy = [0.0] * COLUMNS
         self._last = 0.0
 
     @property
     def threads(self) -> int:
-        """How many threads there were."""
-        return len(self._lanes)
+        """How many threads were at work, on all workers that there were."""
+        return sum(map(len, self._lanes.values()))
+
+    def _all(self) -> list[Lane]:
+        return [lane for lanes in self._lanes.values() for lane in lanes]
 
     def add(
         self, worker: str, thread: int, started: float, ended: float, kind: int, failed: int = 0
@@ -66,12 +70,8 @@ class Lanes:
         while stop >= self.column_s * COLUMNS:
             self._widen()
         self._last = max(self._last, stop)
-        key = worker, thread
-        lane = self._lanes.get(key)
-        if lane is None:
-            # Where threads are many, what they did one by one is not kept.
-            columns = self._lanes and len(self._lanes) >= MOST_LANES
-            lane = self._lanes[key] = Lane(worker, thread, []) if columns else Lane(worker, thread)
+        lane = self._lane(worker, thread, start)
+        lane.until = max(lane.until, stop)
         at, width = int(start / self.column_s), self.column_s
         for column in range(at, int(stop / width) + 1):
             seconds = min(stop, (column + 1) * width) - max(start, column * width)
@@ -81,10 +81,30 @@ class Lanes:
         if failed and lane.columns:
             lane.columns[FAILED][int(stop / width)] += failed
 
+    def _lane(self, worker: str, thread: int, start: float) -> Lane:
+        """The lane of a thread; one that has ended leaves its lane to the next.
+
+        Dask starts a thread in place of each that secedes, as a nested source does.
+        """
+        lanes = self._lanes.setdefault(worker, [])
+        for lane in lanes:
+            if lane.thread == thread:
+                return lane
+        for lane in lanes:
+            if lane.until <= start:
+                lane.thread = thread
+                return lane
+        # Where threads are many, what they did one by one is not kept.
+        lane = (
+            Lane(worker, thread, columns=[]) if self.threads >= MOST_LANES else Lane(worker, thread)
+        )
+        lanes.append(lane)
+        return lane
+
     def _widen(self) -> None:
         self.column_s *= 2
         self._busy = _halved(self._busy)
-        for lane in self._lanes.values():
+        for lane in self._all():
             lane.columns = [_halved(columns) for columns in lane.columns]
 
     def busy(self) -> list[float]:
@@ -98,26 +118,24 @@ class Lanes:
 
     def facts(self) -> dict[str, Any]:
         """All of it, ready for JSON: one entry for each thread that is shown, oldest first."""
-        shown = [lane for lane in self._lanes.values() if lane.columns]
-        numbers: dict[str, int] = {}
-        for lane in self._lanes.values():
-            numbers.setdefault(lane.worker, len(numbers))
-        of_worker: dict[str, int] = {}
         threads = []
-        for lane in sorted(shown, key=lambda lane: numbers[lane.worker]):
-            number = of_worker[lane.worker] = of_worker.get(lane.worker, -1) + 1
-            expanding, processing, failed = (
-                [round(value, 4) for value in columns[: self.columns]] for columns in lane.columns
-            )
-            threads.append(
-                {
-                    "name": f"{numbers[lane.worker]}.{number}",
-                    "worker": lane.worker,
-                    "expanding_s": expanding,
-                    "processing_s": processing,
-                    "failed": [int(count) for count in failed],
-                }
-            )
+        for worker, lanes in enumerate(self._lanes.values()):
+            for number, lane in enumerate(lanes):
+                if not lane.columns:
+                    continue
+                expanding, processing, failed = (
+                    [round(value, 4) for value in columns[: self.columns]]
+                    for columns in lane.columns
+                )
+                threads.append(
+                    {
+                        "name": f"{worker}.{number}",
+                        "worker": lane.worker,
+                        "expanding_s": expanding,
+                        "processing_s": processing,
+                        "failed": [int(count) for count in failed],
+                    }
+                )
         return {
             "column_s": self.column_s,
             "threads": self.threads,

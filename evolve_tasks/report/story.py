@@ -107,11 +107,13 @@ class Story:
     Args:
         began: when it began, in seconds since the epoch.
         stages: names of its stages.
+        threads: worker threads of the cluster when it began; 0 if nobody knows.
     """
 
-    def __init__(self, began: float, stages: Sequence[str]) -> None:
+    def __init__(self, began: float, stages: Sequence[str], threads: int = 0) -> None:
         self.began = began
         self.stages = tuple(stages)
+        self._threads = threads
         self.lanes = Lanes(began)
         self._units = [Units() for _ in stages]
         self._fan_outs: Counter[int] = Counter()  # by number of binary digits
@@ -256,7 +258,7 @@ class Story:
                     self._groups.items(), key=lambda entry: -entry[1].count
                 )
             ],
-            "timeline": self.lanes.facts(),
+            "timeline": {**self.lanes.facts(), "cluster_threads": self._threads},
         }
 
     def _fan_out_facts(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _drawn(
         f'fill="{INK}"><title>Timeline of {threads} worker threads</title>'
     )
     yield from _legend(threads, len(lanes))
-    yield from _curve(busy, column_s, threads, scale)
+    yield from _curve(busy, column_s, timeline.get("cluster_threads") or threads, scale)
     yield from _axis(span_s, scale, height - BOTTOM + 4)
     for number, lane in enumerate(lanes):
         y = lanes_at + number * (LANE + GAP)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -91,13 +91,25 @@ class Submitter:
         except Exception as error:
             raise InvalidInput(
                 f"the stages cannot be pickled ({error}), so they cannot be sent to the workers: "
-                + "; ".join(_unpicklable(stage) for stage in self._stages)
+                + "; ".join(self._unpicklable())
                 + "; make locks, connections and open files inside the functions"
             ) from error
         register(self.client, RunPlugin(self._run, self._context, spec))
         names = [plugin_name(self._run), *([self._context] if self._context else [])]
         # One for each run, so that tasks of others are left as they are.
         register(self.client, RunWatch(self._run, self.client.id, names))
+
+    def _unpicklable(self) -> Iterator[str]:
+        functions = {stage.name: stage.function for stage in self._stages}
+        if self._spec.label is not None:
+            functions["label="] = self._spec.label
+        for name, function in functions.items():
+            try:
+                Packed.of(function)
+            except Exception as error:
+                yield f"{name} cannot ({type(error).__name__}: {error})"
+            else:
+                yield f"{name} can"
 
     def missing(self) -> str | None:
         """What no worker offers at this moment and a stage takes, in words."""
@@ -396,11 +408,3 @@ def abandon(submitter: Submitter, ended: Ended) -> None:
 def new_run_name() -> str:
     """A unique name for a run: short enough for keys, long enough never to meet another."""
     return uuid4().hex[:12]
-
-
-def _unpicklable(stage: Stage) -> str:
-    try:
-        Packed.of(stage.function)
-    except Exception as error:
-        return f"{stage.name} cannot ({type(error).__name__}: {error})"
-    return f"{stage.name} can"

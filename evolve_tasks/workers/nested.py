@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -13,6 +14,7 @@ from distributed import Client, Future, KilledWorker, get_client, get_worker
 from evolve_tasks.core.actions import Action, Found, Process
 from evolve_tasks.core.budget import FailureBudget
 from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.core.pace import Pace
 from evolve_tasks.core.window import Window
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
@@ -46,7 +48,7 @@ class NestedCall:
         window: how much of their items may be in flight.
         batch: items in one Dask task; `None` where durations decide.
         allowance: items that may have a task run of their own.
-        batches: batches beyond it that may be task runs as a whole.
+        batches: batches beyond it that may be task runs as a whole, in a minute.
         budget: the failure policy within these sources.
         item_s: seconds that an item takes, as far as the flow knows.
     """
@@ -55,7 +57,7 @@ class NestedCall:
     window: Window
     batch: int | None
     allowance: int
-    batches: int
+    batches: float
     budget: FailureBudget
     item_s: float | None
 
@@ -86,7 +88,7 @@ class _Children:
         # A parent that runs again after its worker died must not meet its old children.
         self._attempt = uuid4().hex[:8]
         self._allowance = call.allowance
-        self._batches = call.batches
+        self._pace = Pace(call.batches, time.monotonic())
         self.unseen = 0
         self.orphans: list[Orphans] = []
         self._ended: SimpleQueue[tuple[Process, ProcessCall, Future[Any]]] = SimpleQueue()
@@ -144,8 +146,7 @@ class _Children:
         expand, is_task = self._call.expand, self._stage.task is not None
         each = is_task and self._allowance >= size
         self._allowance -= size if each else 0
-        seen = not each and self._batches > 0
-        self._batches -= seen
+        seen = not each and self._pace.take(1 if is_task else 0, time.monotonic())
         self.unseen += is_task and not (each or seen)
         source = expand.sources[action.offset]
         call = ProcessCall(

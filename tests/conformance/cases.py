@@ -225,7 +225,7 @@ def _case(name: str, sources: Any, parse: Any, process: Any, results: Any, **res
 
 
 SKEWED = [3, 0, 500, 1, 0, 40]
-SKEWED_A_LITTLE = [3, 0, 60, 1, 0, 9]  # where each item may be a task run
+SKEWED_A_LITTLE = [3, 0, 20, 1, 0, 5]  # where each item may be a task run
 SMALL = [3, 0, 2, 1]
 ODD = [4, 1, 3, 2]
 QUIET = {"record": "sources"}

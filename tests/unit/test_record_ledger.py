@@ -22,7 +22,7 @@ def test_items_are_all_recorded_whatever_the_budget() -> None:
         assert ledger.each_item(10**6, True, expected=10**9)
     assert not ledger.unit(True)
     assert ledger.item_allowance == UNBOUNDED
-    assert ledger.lend(0) == (UNBOUNDED, 0)
+    assert ledger.lend(0) == (UNBOUNDED, 0.0)
 
 
 def test_sources_records_each_source_and_no_item() -> None:
@@ -31,7 +31,7 @@ def test_sources_records_each_source_and_no_item() -> None:
     assert not ledger.each_item(1, True)
     assert not ledger.unit(True)
     assert ledger.item_allowance == 0
-    assert ledger.lend(0) == (0, 0)
+    assert ledger.lend(0) == (0, 0.0)
 
 
 def test_batches_records_units_alone() -> None:
@@ -62,7 +62,9 @@ def test_auto_records_singly_until_the_budget_is_spent() -> None:
     assert not ledger.each_source(1, True)
     assert ledger.unit(True)
     assert ledger.item_allowance == 0
-    assert ledger.degraded == "the 10 task runs of record_budget are spent"
+    assert ledger.degraded == (
+        "the 10 task runs of record_budget are spent, or set aside for sources under way"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,17 +129,18 @@ def test_items_that_are_expected_and_do_not_fit_end_single_runs() -> None:
 
 def test_the_pace_is_kept_singly_and_by_the_batch_and_comes_back() -> None:
     now = [0.0]
-    ledger = RecordLedger("auto", 1_000, None, 60 * EVENTS, clock=lambda: now[0])
+    ledger = RecordLedger("auto", 1_000, None, 120 * EVENTS, clock=lambda: now[0])
     assert ledger.each_item(59, True)
     assert not ledger.each_item(2, True)
-    assert ledger.degraded == "the 180 events a minute of events_per_minute are spent"
+    assert ledger.degraded is None, "nothing was recorded by the batch yet"
     assert ledger.unit(True)
+    assert ledger.degraded == "the 360 events a minute of events_per_minute are spent"
     assert not ledger.unit(True)
     assert ledger.unseen_units == 1
     now[0] += 10.0
     assert ledger.item_allowance == 10, "one a second"
     now[0] += 3_600.0
-    assert ledger.item_allowance == 60, "no more than a minute's worth"
+    assert ledger.item_allowance == 60, "half of a minute's worth, as much comes in a minute"
 
 
 @pytest.mark.parametrize("mode", ["items", "batches", "sources"])
@@ -145,27 +148,49 @@ def test_what_was_asked_for_has_no_pace(mode: RecordMode) -> None:
     ledger = ledger_of(mode, 0, None, per_minute=EVENTS)
     assert [ledger.each_item(1, True) for _ in range(5)] == [mode == "items"] * 5
     assert [ledger.unit(True) for _ in range(5)] == [mode == "batches"] * 5
+    assert ledger.lend(0)[1] == (UNBOUNDED if mode == "batches" else 0)
     assert (ledger.degraded, ledger.unseen_units) == (None, 0)
 
 
 def test_a_unit_of_a_plain_function_costs_nothing() -> None:
-    ledger = ledger_of("auto", 0, None, per_minute=EVENTS)
+    ledger = ledger_of("auto", 0, None, per_minute=2 * EVENTS)
     assert all(ledger.unit(False) for _ in range(5))
     assert ledger.unit(True)
 
 
-def test_what_is_lent_keeps_the_pace() -> None:
+def test_what_is_lent_shares_the_pace() -> None:
     ledger = ledger_of("auto", 1_000, None, per_minute=100 * EVENTS)
-    lent = [sum(ledger.lend(unit)) for unit in range(50)]
-    assert sum(lent) <= 100
-    for unit in range(50):
-        ledger.give_back(unit, items=0, batches=0, unseen=2)
+    rates = [ledger.lend(unit)[1] for unit in range(10)]
+    assert rates[0] == 100 / LENT_TO
+    assert rates[-1] == 100 / 10
+    for unit in range(10):
+        ledger.give_back(unit, items=0, batches=1, unseen=2)
+    assert ledger.item_allowance == 40
+    assert ledger.unseen_units == 20
+    assert ledger.degraded == (
+        "the 1,000 task runs of record_budget are spent, or set aside for sources under way"
+    )
+
+
+def test_what_a_lost_unit_was_lent_comes_back() -> None:
+    ledger = ledger_of("auto", 100, None)
+    ledger.lend(0)
+    ledger.give_back(0)
+    ledger.give_back(1)
     assert ledger.item_allowance == 100
-    assert ledger.unseen_units == 100
+    assert ledger.degraded is None
+
+
+def test_plain_functions_are_never_said_to_be_degraded() -> None:
+    ledger = ledger_of("auto", 10, 1_000)
+    for _ in range(20):
+        assert not ledger.each_item(1, False, expected=1_000)
+        assert ledger.unit(False)
+    assert ledger.degraded is None
 
 
 def test_what_is_part_of_another_task_run_costs_nothing() -> None:
-    ledger = ledger_of("auto", 0, None, per_minute=EVENTS)
+    ledger = ledger_of("auto", 0, None, per_minute=2 * EVENTS)
     for _ in range(5):
         assert ledger.unit(True)
         ledger.shared()

@@ -21,10 +21,10 @@ from markdown_it import MarkdownIt
 from prefect.client.schemas.actions import ArtifactCreate
 
 from evolve_tasks.core.progress import Progress
-from evolve_tasks.monitoring.facts import failure_facts
 from evolve_tasks.monitoring.progress_text import progress_text
 from evolve_tasks.monitoring.publishing import artifact_key
-from evolve_tasks.outcome import Failure
+from evolve_tasks.naming import label_of
+from evolve_tasks.outcome import Counts, EvolveFailed, Failure, Outcome
 from evolve_tasks.report import Report, Story, as_it_is
 from evolve_tasks.report.lanes import COLUMNS, EXPANDING, MOST_LANES, PROCESSING, Lanes
 from evolve_tasks.report.story import EXAMPLES, GROUPS, SLOWEST, When
@@ -126,12 +126,20 @@ def test_busy_time_is_kept_whatever_the_columns(spans: list[Any]) -> None:
     whole = sum(length for *_, length, _ in spans)
     assert sum(lanes.busy()) == pytest.approx(whole, abs=1e-6)
     facts = lanes.facts()
-    assert facts["threads"] == len({(worker, thread) for worker, thread, *_ in spans})
+    assert facts["threads"] <= len({(worker, thread) for worker, thread, *_ in spans})
     shown = sum(sum(lane["expanding_s"]) + sum(lane["processing_s"]) for lane in facts["lanes"])
     assert shown == pytest.approx(whole, abs=0.01)
     assert len(facts["busy_s"]) <= COLUMNS
     last = max(start + length for _, _, start, length, _ in spans)
     assert last <= facts["column_s"] * len(facts["busy_s"])
+
+
+def test_a_thread_that_is_started_in_place_of_another_gets_its_lane() -> None:
+    lanes = Lanes(began=0.0)
+    for number in range(50):  # as nested sources secede, one after another
+        lanes.add("tcp://one", number, number, number + 1.0, PROCESSING)
+        lanes.add("tcp://one", -1, number, number + 1.0, PROCESSING)
+    assert lanes.threads == 2
 
 
 def test_a_clock_that_is_behind_is_taken_for_the_beginning() -> None:
@@ -336,7 +344,9 @@ def test_the_report_tells_what_a_reader_looks_for() -> None:
 )
 def test_the_failures_of_a_report_take_sources_of_any_kind(source: Any) -> None:
     # Sources need not be hashable, and those of a sequential run need not travel either.
-    (failure,) = json.loads(json.dumps(failure_facts([replace(FAILURE, source=source)])))
+    (failure,) = json.loads(json.dumps(outcome_of([replace(FAILURE, source=source)]).report))[
+        "failures"
+    ]
     assert (failure["index"], failure["error_type"]) == ([3, 7], "ValueError")
     assert isinstance(failure["source"], str)
     assert failure["source"]
@@ -344,8 +354,44 @@ def test_the_failures_of_a_report_take_sources_of_any_kind(source: Any) -> None:
 
 @given(st.text(), st.text())
 def test_the_failures_of_a_report_take_any_text(message: str, item: str) -> None:
-    facts = failure_facts([replace(FAILURE, message=message, item=item)])
-    assert json.loads(json.dumps(facts))[0]["message"] == message
+    report = outcome_of([replace(FAILURE, message=message, item=item)]).report
+    assert json.loads(json.dumps(report))["failures"][0]["message"] == message
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("this cannot be told")
+
+
+def test_an_error_that_cannot_be_told_does_not_hide_the_outcome() -> None:
+    outcome = replace(outcome_of([FAILURE]), error=Unspeakable())
+    assert "Unspeakable whose str raises ValueError" in str(EvolveFailed(outcome))
+
+
+def outcome_of(failures: list[Failure]) -> Outcome:
+    return Outcome(
+        results=[],
+        by_source=[],
+        failures=failures,
+        counts=Counts(failed=len(failures)),
+        strategy="async",
+        reason="it was asked for",
+        duration_s=1.0,
+        facts=Report(state="failed"),
+    )
+
+
+@pytest.mark.parametrize("given", [None, "", " \n "])
+def test_a_label_that_gives_nothing_leaves_the_usual_name(given: str | None) -> None:
+    assert label_of(lambda _: given, "a", default="0") == "0"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), SystemExit(3)])
+def test_a_label_that_raises_says_so_in_the_name(error: BaseException) -> None:
+    def label(_: object) -> str:
+        raise error
+
+    assert label_of(label, "a", default="0") == f"label raised {type(error).__name__}"
 
 
 # -- how far it is -------------------------------------------------------------------------------
