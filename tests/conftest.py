@@ -13,11 +13,6 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="evolve-tests-")
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
-# A server records task runs one by one as it comes; several at a time take a third of the time.
-# A flush interval below a second would be none at all, and keep a CPU busy.
-# Servers of their own, which some tests start, have Prefect's defaults.
-os.environ["PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE"] = "50"
-os.environ["PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL"] = "1"
 os.environ.pop("PREFECT_API_URL", None)
 
 import pytest

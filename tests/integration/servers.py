@@ -14,17 +14,12 @@ from pathlib import Path
 START_S = 90.0  # the first start in a new home migrates a database; other tests use the CPUs too
 END_S = 15.0
 # What would lead a child process to another server, or tell the world that we test.
-SERVICES = "PREFECT_SERVER_SERVICES"  # a server that a test starts has Prefect's defaults
 FOREIGN = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_LOGGING_LEVEL")
 
 
 def prefect_environment(home: Path, url: str | None = None) -> dict[str, str]:
     """Environment of a process that knows no Prefect but the one in `home`."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in FOREIGN and not name.startswith(SERVICES)
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     environment |= {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.integration.api import artifacts, progress_of
@@ -164,7 +164,8 @@ class seen:  # noqa: N801 - used as a function
 
     def __init__(self, browser: Browser, theme: str, height: int = 1000) -> None:
         self._context = browser.new_context(
-            viewport={"width": 1400, "height": height}, color_scheme="dark"
+            viewport={"width": 1400, "height": height},
+            color_scheme=theme,  # type: ignore[arg-type]
         )
         self._context.add_init_script(f"localStorage.setItem('color-scheme', '\"{theme}\"')")
         self._dialogs: list[str] = []
@@ -172,8 +173,9 @@ class seen:  # noqa: N801 - used as a function
     def __enter__(self) -> Page:
         page = self._context.new_page()
 
-        def refuse(dialog: object) -> None:
-            self._dialogs.append(str(dialog))
+        def refuse(dialog: Dialog) -> None:
+            self._dialogs.append(dialog.message)
+            dialog.dismiss()
 
         page.on("dialog", refuse)
         return page
