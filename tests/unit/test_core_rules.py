@@ -1096,3 +1096,24 @@ def test_more_sources_than_were_asked_for_are_refused(count: int) -> None:
         core.sources_arrived(count)
     assert core.pulling
     assert (core.flying, core.sources) == (1, 0)
+
+
+def test_a_source_that_is_awaited_keeps_its_place_and_is_told_of_later() -> None:
+    core = Evolution(
+        stages=2,
+        window=Window(in_flight=4),
+        buffered=10,
+        batch=1,
+        budget=Finish(),
+        sources_known=None,
+    )
+    core.begin()
+    assert core.sources_arrived(0, ended=False, awaited=True) == [], "it was asked for already"
+    assert core.pulling
+    assert core.flying == 1
+    assert not core.finished
+    (expand,) = [
+        action for action in core.sources_arrived(1, ended=True) if isinstance(action, Expand)
+    ]
+    assert (expand.start, expand.stop) == (0, 1)
+    assert not core.pulling
