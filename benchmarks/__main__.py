@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.cluster import prefect_server
 from benchmarks.command_line import home, leave_in_order, wanted
 
-NAMES = ("throughput", "stock", "durations", "first", "growth", "journal", "core", "skew")
+NAMES = ("throughput", "stock", "durations", "first", "growth", "journal", "seen", "core", "skew")
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from benchmarks import (
     first_result,
     growth,
     journaling,
+    monitoring,
     skew,
     stock,
     throughput,
@@ -28,6 +29,7 @@ TWO_THREADS: dict[str, SectionModule] = {
     "first": first_result,
     "growth": growth,
     "journal": journaling,
+    "seen": monitoring,
     "core": core_alone,
 }
 SIX_THREADS: dict[str, SectionModule] = {"skew": skew}

@@ -51,6 +51,9 @@ def heeding_cancellation(
             while True:
                 try:
                     state = client.read_flow_run(flow_run_id).state
+                except ObjectNotFound:
+                    logger.warning("Somebody deleted the flow run: it cannot be cancelled any more")
+                    return
                 except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                     # Work goes on while the API is away; it is asked again.
                     logger.debug("The API does not say whether the run is cancelled: %s", error)

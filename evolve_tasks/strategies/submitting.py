@@ -29,7 +29,7 @@ from evolve_tasks.workers.calls import (
     ProcessCall,
     RunSpec,
 )
-from evolve_tasks.workers.ended import forget_marks, mark_ended
+from evolve_tasks.workers.ended import forget_marks_from
 from evolve_tasks.workers.marks import sweep_marks
 from evolve_tasks.workers.nested import PROBING_S, NestedCall, run_sources
 from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
@@ -124,7 +124,7 @@ class Submitter:
         if self.client.status != "running":
             return
         if self._marked:
-            forget_marks(self.client, self._run)
+            forget_marks_from(self.client, self._run)
         with suppress(ValueError):  # it has cleared up by itself, when our connection broke
             self.client.unregister_scheduler_plugin(watch_name(self._run))
         self.client.unregister_worker_plugin(plugin_name(self._run))
@@ -135,6 +135,7 @@ class Submitter:
         """Submit an expansion; the future is that of its measure, its list stays there."""
         stage = self._stages[call.stage]
         priority = PROCESS if kept else EXPAND
+        self._marked |= call.inline > 0
         expansion = self._submit(stage, unit, units.expand, self._run, call, priority=priority)
         self._expansions[unit] = expansion
         self._calls[unit] = call
@@ -212,7 +213,6 @@ class Submitter:
     def measured(self, unit: int, measure: Measure) -> None:
         """Note how much stays on the workers."""
         self._sizes[unit] = sum(end.size - end.ended for end in measure.ends)
-        self._marked |= mark_ended(self.client, self._run, self._calls[unit], measure)
 
     def nested(self, unit: int, call: NestedCall, *, kept: bool) -> Future[Any]:
         """Submit a source as one task that submits its items itself."""

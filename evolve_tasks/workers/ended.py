@@ -1,44 +1,47 @@
-"""Marks at the scheduler: which expansions have been reported with some of their items.
+"""Marks at the scheduler: which expansions have worked on items in passing.
 
-An expansion may work on short lists in passing, and leave a long one to others. If that list is
-lost with its worker, Dask runs the expansion again, which must not work on the short ones again.
+An expansion works on short lists where it finds them. If what it gave is lost with its worker,
+Dask runs it again, and those items may have been reported by then. So it leaves a mark before
+anybody can see its result, and one that finds a mark leaves its items to be asked for: those
+that were reported are not, the others are worked on as batches.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from distributed import Client, Scheduler, get_worker
 from distributed.utils import sync
 
-from evolve_tasks.workers.calls import ExpandCall, Measure
+from evolve_tasks.workers.calls import ExpandCall
 
 
 def _name(run: str) -> str:
     return f"evolve-ended-{run}"
 
 
-def mark_ended(client: Client, run: str, call: ExpandCall, measure: Measure) -> bool:
-    """Mark an expansion, where it has both ended items and some that are left; say whether.
+def _keys(run: str, call: ExpandCall) -> list[str]:
+    return [_name(run), str(call.sources[0].position)]
 
-    Called before the ended ones are reported.
-    """
-    ended = any(end.ended for end in measure.ends)
-    left = any(end.size > end.ended for end in measure.ends)
-    if ended and left:
-        client.set_metadata([_name(run), str(call.sources[0].position)], True)
-    return ended and left
+
+def mark_ended(run: str, call: ExpandCall) -> None:
+    """Mark an expansion; called on a worker, about a millisecond."""
+    worker = get_worker()
+    sync(worker.loop, worker.scheduler.set_metadata, keys=_keys(run, call), value=True)
 
 
 def ended_before(run: str, call: ExpandCall) -> bool:
     """Whether an expansion was marked; asked on a worker, about a millisecond."""
     worker = get_worker()
-    keys = [_name(run), str(call.sources[0].position)]
-    return bool(sync(worker.loop, worker.scheduler.get_metadata, keys=keys, default=False))
+    get: Any = worker.scheduler.get_metadata
+    return bool(sync(worker.loop, get, keys=_keys(run, call), default=False))
 
 
-def forget_marks(client: Client, run: str) -> None:
-    """Take the marks of a run away."""
+def forget_marks(dask_scheduler: Scheduler, run: str) -> None:
+    """Take the marks of a run away; called on the scheduler."""
+    dask_scheduler.task_metadata.pop(_name(run), None)
 
-    def forget(dask_scheduler: Scheduler, name: str) -> None:
-        dask_scheduler.task_metadata.pop(name, None)
 
-    client.run_on_scheduler(forget, name=_name(run))
+def forget_marks_from(client: Client, run: str) -> None:
+    """Take the marks of a run away, from where the flow is."""
+    client.run_on_scheduler(forget_marks, run=run)

@@ -13,7 +13,7 @@ from evolve_tasks.workers.calls import (
     ProcessCall,
     Slice,
 )
-from evolve_tasks.workers.ended import ended_before
+from evolve_tasks.workers.ended import ended_before, mark_ended
 from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.transport import Packed
 
@@ -21,9 +21,11 @@ from evolve_tasks.workers.transport import Packed
 def expand(run: str, call: ExpandCall) -> Expansion:
     """Run an expanding stage; its items stay here."""
     if call.inline and ended_before(run, call):
-        # Dask makes a list again that was lost. What was worked on in passing was reported.
         call = replace(call, inline=0)
-    return runtime_of(run, call.crashes).expand(call)
+    expansion = runtime_of(run, call.crashes).expand(call)
+    if any(end.ended for end in expansion.measure.ends):
+        mark_ended(run, call)
+    return expansion
 
 
 def measure(expansion: Expansion) -> Measure:

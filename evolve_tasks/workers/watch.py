@@ -21,6 +21,7 @@ from typing import Any
 from distributed import Scheduler, SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
+from evolve_tasks.workers.ended import forget_marks
 from evolve_tasks.workers.plugin import StopMark, stop_name
 
 # How often queues are evened out at the most; Dask itself did so ten times a second for years.
@@ -109,6 +110,7 @@ class RunWatch(SchedulerPlugin):
         for name in (*self._plugins, stop):
             if name in scheduler.worker_plugins:
                 await scheduler.unregister_worker_plugin(comm=None, name=name)
+        forget_marks(scheduler, self._run)
         scheduler.remove_plugin(self.name)
 
     def _is_ours(self, key: Any) -> bool:

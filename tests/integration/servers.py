@@ -1,6 +1,7 @@
 """A real Prefect server for a test: own port, own home, gone at the end."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -71,6 +72,16 @@ class Server:
         except BaseException:
             self.stop()
             raise
+
+    def freeze(self) -> None:
+        """Let it hang: it takes connections, and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Stop it as an operator would; kill it if that takes too long."""

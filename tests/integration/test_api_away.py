@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,12 +19,18 @@ from uuid import UUID
 import pytest
 from distributed import LocalCluster
 from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from evolve_tasks import EvolveTaskRunner, Outcome, evolve
-from tests.integration.api import task_runs
+from evolve_tasks.monitoring import publishing
+from tests.integration.api import report_of, task_runs
 from tests.integration.servers import Server
+from tests.integration.waiting import until
 
 ITEMS = 96
 SOURCES = 4
@@ -50,10 +57,10 @@ def process(diary: str, item: int) -> int:
     return item * 2
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of its own: others would miss the session's."""
-    made = Server(tmp_path / "home")
+    made = Server(tmp_path_factory.mktemp("server") / "home")
     made.start()
     yield made
     made.stop()
@@ -129,3 +136,71 @@ def test_a_restarted_server_costs_nothing(
 def said_to_be_missing(lines: list[str]) -> int:
     found = [re.match(r"The end of (\d+) of \d+ task runs is not recorded", line) for line in lines]
     return sum(int(match.group(1)) for match in found if match)
+
+
+def test_a_server_that_hangs_at_the_end_holds_nothing_up(
+    server: Server,
+    thread_workers: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes connections and does not answer, until somebody has read that it does not."""
+    monkeypatch.setattr(publishing, "ANSWER_S", 0.5)
+    monkeypatch.setattr(publishing, "AWAY_S", 1.0)
+    ids: list[UUID] = []
+    said = "does not take the artifact"
+
+    @task
+    def process_item(item: int) -> int:
+        if item == ITEMS - 1:
+            server.freeze()
+        return item * 2
+
+    def thaw() -> None:
+        try:
+            until(lambda: any(said in one.getMessage() for one in caplog.records), "it is said")
+        finally:
+            server.thaw()
+
+    with temporary_settings({PREFECT_API_URL: server.url}), caplog.at_level(logging.INFO):
+
+        @flow(name="api hangs", task_runner=EvolveTaskRunner(address=thread_workers))
+        def night() -> Outcome:
+            ids.append(UUID(flow_run.id))
+            thawing.start()
+            return evolve(range(SOURCES), parse, process_item, record="batches")
+
+        thawing = threading.Thread(target=thaw)
+        state: Any = night(return_state=True)
+        thawing.join()
+        assert state.is_completed(), state
+        assert state.result().results == [2 * item for item in range(ITEMS)]
+        # What was tried for the last time while it hung is not there; what came later is.
+        assert report_of(ids[0]) == state.result().report.markdown()
+        assert all(one.state_type == StateType.COMPLETED for one in task_runs(ids[0]))
+
+
+def test_a_flow_run_that_somebody_deletes(
+    server: Server, thread_workers: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its work is done all the same, and it is said that nobody can see it."""
+    ended: list[Outcome] = []
+    said = "Somebody deleted the flow run"
+
+    @task
+    def process_item(item: int) -> int:
+        if item == ITEMS - 1:
+            until(lambda: any(said in one.getMessage() for one in caplog.records), "it is said")
+        return item * 2
+
+    with temporary_settings({PREFECT_API_URL: server.url}), caplog.at_level(logging.INFO):
+
+        @flow(name="deleted", task_runner=EvolveTaskRunner(address=thread_workers))
+        def night() -> None:
+            with get_client(sync_client=True) as client:
+                client.delete_flow_run(UUID(flow_run.id))
+            ended.append(evolve(range(SOURCES), parse, process_item, record="sources"))
+
+        with suppress(ObjectNotFound):
+            night()
+    assert ended[0].results == [2 * item for item in range(ITEMS)]

@@ -8,9 +8,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from distributed import Scheduler
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run, task_run
 
 from evolve_tasks import EvolveFailed, EvolveTaskRunner, Outcome, evolve
@@ -218,3 +220,30 @@ def test_events_tell_automations_what_happened(
     counts = payloads["evolve.run.finished"]["counts"]
     assert (counts["done"], counts["failed"]) == (50, 50)
     assert len({event["resource"]["prefect.resource.id"] for event in events}) == 1
+
+
+def prefixes(dask_scheduler: Scheduler) -> list[str]:
+    """By which the dashboard groups tasks."""
+    return list(dask_scheduler.task_prefixes)
+
+
+def test_dask_has_its_part_in_the_report(tmp_path: Path) -> None:
+    """Its dashboard is linked, its own report is written, and it groups tasks by their stage."""
+    page = tmp_path / "dask.html"
+    ids: list[UUID] = []
+    groups: list[str] = []
+    cluster = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    runner = EvolveTaskRunner(cluster_kwargs=cluster, performance_report_path=str(page))
+
+    @flow(task_runner=runner)
+    def night() -> None:
+        ids.append(UUID(flow_run.id))
+        evolve([(str(tmp_path), 4)], numbers, passes, strategy="as_completed", batch=1)
+        context: Any = FlowRunContext.get()
+        groups.extend(context.task_runner.client.run_on_scheduler(prefixes))
+
+    night()
+    assert "127.0.0.1" in report_of(ids[0])
+    assert "/status" in report_of(ids[0])
+    assert "<html" in page.read_text().lower()
+    assert {"numbers", "passes"} <= set(groups)
