@@ -47,7 +47,7 @@ PER_THREAD = 4
 SMALLEST_WINDOW = 16
 
 # Events of task runs that the API gets in a minute where nobody says how many. A server on SQLite
-# records 30 to 40 task runs a second, with three events each; Prefect Cloud takes 2,000 events and
+# records 30 to 40 task runs a second, with two events each; Prefect Cloud takes 2,000 events and
 # log lines a minute in its smallest plan.
 EVENTS_PER_MINUTE = 6_000
 CLOUD_EVENTS_PER_MINUTE = 1_500
@@ -163,6 +163,7 @@ class Call:
             journaled=resuming is not None,
             resources=options.resources or {},
             label=self.label,
+            importance=options.priority,
         )
         story = Story(time.time(), [stage.name for stage in self.stages], threads)
         run = EvolvingRun(

@@ -91,8 +91,9 @@ def evolve(
     Args:
         sources: N >= 0 sources; any iterable, also a lazy or endless one: a source is taken
             when there is room for it. Sources may repeat and need not be hashable.
-        stages: two Prefect tasks or plain functions. The first takes a source and gives
-            M >= 0 items, the second takes an item and gives its result.
+        stages: N >= 2 Prefect tasks or plain functions. The first takes a source and gives
+            M >= 0 items, each further one takes one of those and gives items again, and the last
+            one takes an item and gives its result.
         options: an `EvolveOptions`, or a mapping of its fields as a deployment has it.
         collect: not available yet.
         reduce: not available yet.
@@ -201,8 +202,8 @@ def evolve_iter(
         overrides: as in `evolve`.
 
     Yields:
-        An `ItemOutcome` for each item and for each source that failed, in order of
-        completion.
+        An `ItemOutcome` for each item, and for each source or inner item that could not be
+        expanded, in order of completion.
 
     Raises:
         InvalidInput: as in `evolve`, at the call.
@@ -336,11 +337,11 @@ async def _step_by_step(opened: Opened) -> AsyncGenerator[Portion, None]:
 def _outcomes(portion: Portion, failures: list[Failure]) -> Iterator[ItemOutcome]:
     failed = {failure.index: failure for failure in portion.failures}
     failures += portion.failures[: ITER_FAILURES - len(failures)]
-    if (portion.position,) in failed:
-        yield ItemOutcome(portion.source, (portion.position,), failure=failed[portion.position,])
+    if portion.index in failed:
+        yield ItemOutcome(portion.source, portion.index, failure=failed[portion.index])
     values = iter(portion.values)
     for position in range(portion.start, portion.stop):
-        index = (portion.position, position)
+        index = (*portion.index, position)
         failure = failed.get(index)
         value = next(values) if failure is None else None
         yield ItemOutcome(

@@ -33,6 +33,7 @@ from evolve_tasks.workers.calls import (
     GivenUp,
     Measure,
     NestedResult,
+    Part,
     ProcessCall,
     Recorded,
     Recording,
@@ -43,7 +44,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.glimpses import Glimpse
-from evolve_tasks.workers.marks import marks_path, take_marks
+from evolve_tasks.workers.marks import marks_path, number_of, take_marks
 from evolve_tasks.workers.transport import NOTHING, Packed, Unpacked
 
 
@@ -123,8 +124,10 @@ class EvolvingRun:
         takes = options.resources or {}
         self._items_go_elsewhere = takes.get(stages[0].name) != takes.get(stages[-1].name)
         self._open: dict[int, tuple[Any, SourceCall]] = {}
+        # What each unit expanded whose lists may be open.
+        self._expanded: dict[int, tuple[SourceCall, ...]] = {}
         self._known: dict[int, tuple[int, Recalled]] = {}  # sources that a journal has in whole
-        self._recalled: dict[int, Recalled] = {}  # and in part
+        self._recalled: dict[tuple[int, ...], Recalled] = {}  # and lists in part
         self._under_way: dict[int, tuple[Expand | Process, Recording]] = {}
         self._glimpses: dict[int, Glimpse] = {}  # of nested sources, by position of the first
         self._unit_runs: dict[int, UUID] = {}  # task run of each unit that has open lists
@@ -157,12 +160,11 @@ class EvolvingRun:
         self.interrupted = True
         self.wake()
 
-    def partly_known(self, action: Expand) -> bool:
+    def _partly_known(self, calls: Sequence[SourceCall]) -> bool:
         """Whether a journal may have some items of what is expanded, and not all."""
         resuming = self.resuming
         return resuming is not None and any(
-            position not in self._known and resuming.knows(position)
-            for position in range(action.start, action.stop)
+            not call.known and resuming.knows(call.index) for call in calls
         )
 
     def leave(self) -> None:
@@ -181,7 +183,10 @@ class EvolvingRun:
 
         `Lost` if a source cannot travel, a `Measure` if there is nothing to do.
         """
+        if action.stage:
+            return self._inner_call(action)
         entries = [self._open[position] for position in range(action.start, action.stop)]
+        self._expanded[action.unit] = tuple(call for _, call in entries)
         if all(call.known for _, call in entries):
             self._under_way[action.unit] = action, Recording()
             return Measure([SourceEnd() for _ in entries], NOTHING, 0.0, 0.0, False, Span())
@@ -201,50 +206,76 @@ class EvolvingRun:
                     "a name or address instead and open it in the expanding stage"
                 )
             )
-        # Items that are task runs of their own take too long to be worked on in passing.
-        single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
-        apart = single or self.partly_known(action) or self._items_go_elsewhere
-        inline = 0 if apart else action.inline
-        sources = tuple(call for _, call in entries)
+        sources = self._expanded[action.unit]
+        inline = 0 if self._items_apart(sources) else action.inline
         return ExpandCall(action.stage, sources, items, inline, recording, action.crashes)
 
-    def process_call(self, action: Process) -> ProcessCall:
-        """What to send for a `Process`."""
-        _, source = self._open[action.source]
+    def _items_apart(self, calls: Sequence[SourceCall]) -> bool:
+        """Whether no item is worked on where it is found."""
+        # Items that are task runs of their own take too long to be worked on in passing.
+        single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
+        return single or self._items_go_elsewhere or self._partly_known(calls)
+
+    def _inner_call(self, action: Expand) -> ExpandCall:
+        """What to send for items that are expanded further; they stay where they are."""
+        parent = self._expanded[action.parent][action.offset]
+        sources = tuple(parent.item(item) for item in range(action.start, action.stop))
+        self._expanded[action.unit] = sources
+        recording = self._recording(action, parent)
+        return ExpandCall(
+            stage=action.stage,
+            sources=sources,
+            items=NOTHING,
+            inline=0 if self._items_apart(sources) else action.inline,
+            recording=recording,
+            crashes=action.crashes,
+            part=self._part(action, parent),
+        )
+
+    def _recording(self, action: Expand | Process, parent: SourceCall) -> Recording:
+        """What Prefect sees of a unit of items."""
         is_task = self.stages[action.stage].task is not None
         each = self.ledger.each_item(action.stop - action.start, is_task, self.core.expected_items)
         recording = Recording(
             each=each,
             unit=uuid4() if not each and self.ledger.unit(is_task) else None,
-            upstream=self._unit_runs.get(action.parent, source.run_id),
+            upstream=self._unit_runs.get(action.parent, parent.run_id),
         )
         self._under_way[action.unit] = action, recording
-        return ProcessCall(
-            stage=action.stage,
-            source=source,
-            offset=action.offset,
-            start=action.start,
-            stop=action.stop,
-            size=self.core.size_of(action.parent, action.offset),
-            recording=recording,
-            crashes=action.crashes,
-        )
+        return recording
+
+    def _part(self, action: Expand | Process, parent: SourceCall) -> Part:
+        size = self.core.size_of(action.parent, action.offset)
+        return Part(parent.label, action.offset, action.start, action.stop, size)
+
+    def process_call(self, action: Process) -> ProcessCall:
+        """What to send for a `Process`."""
+        parent = self._expanded[action.parent][action.offset]
+        recording = self._recording(action, parent)
+        part = self._part(action, parent)
+        return ProcessCall(action.stage, parent, part, recording, action.crashes)
 
     def belongs(self, unit: int, run_id: UUID) -> None:
         """Note that a unit is no task run of its own, but belongs to this one."""
         self._unit_runs[unit] = run_id
 
-    def _call(self, position: int) -> SourceCall:
-        return self._open[position][1]
+    def _source(self, call: SourceCall) -> Any:
+        return self._open[call.position][0]
+
+    def _parent(self, action: Expand | Process) -> SourceCall:
+        """What gave the items of a unit."""
+        return self._expanded[action.parent][action.offset]
 
     def _tell_expansion(self, action: Expand | Process, measure: Measure) -> None:
-        calls = [self._call(position) for position in range(action.start, action.stop)]
-        for label, size in tell_expansion(self.story, calls, measure):
-            self.on_expanded(label, size)
+        calls = self._expanded[action.unit]
+        for label, size in tell_expansion(self.story, action.stage, calls, measure):
+            if not action.stage:
+                self.on_expanded(label, size)
 
     def released(self, unit: int) -> None:
         """Carry out a `Release`."""
         self._unit_runs.pop(unit, None)
+        self._expanded.pop(unit, None)
 
     def source_done(self, position: int) -> None:
         """Carry out a `SourceDone`."""
@@ -269,9 +300,10 @@ class EvolvingRun:
         action, recording = self._under_way[unit]
         match answer:
             case BatchResult():
-                self._note_batch(recording.unit, action.source, action.start, action.stop, answer)
-                tell_batch(self.story, self._call(action.source), action.start, action.stop, answer)
-                return [self._portion(action.source, action.start, action.stop, answer)]
+                parent = self._parent(action)
+                self._note_batch(recording.unit, parent, action.start, action.stop, answer)
+                tell_batch(self.story, parent, action.start, action.stop, answer)
+                return [self._portion(parent, action.start, action.stop, answer)]
             case Measure():
                 self._tell_expansion(action, answer)
                 return self._measured(action, recording, answer)
@@ -279,11 +311,10 @@ class EvolvingRun:
                 self._tell_expansion(action, answer.measure)
                 portions = self._measured(action, recording, answer.measure)
                 for batch in answer.batches:
-                    position = action.start + batch.offset
-                    call = self._call(position)
+                    call = self._expanded[unit][batch.offset]
                     tell_batch(self.story, call, batch.start, batch.stop, batch.result)
-                    self._note_batch(batch.run_id, position, batch.start, batch.stop, batch.result)
-                    portions.append(self._portion(position, batch.start, batch.stop, batch.result))
+                    self._note_batch(batch.run_id, call, batch.start, batch.stop, batch.result)
+                    portions.append(self._portion(call, batch.start, batch.stop, batch.result))
                 return portions
             case Lost():
                 if answer.crashed:
@@ -343,47 +374,51 @@ class EvolvingRun:
                 return core.expansion_lost(unit)
 
     def _resumed(self, action: Expand | Process, found: list[Found]) -> list[Found]:
-        """The same with what a journal has of the sources."""
-        for position in range(action.start, action.stop):
-            offset = position - action.start
-            if position in self._known:
-                size, _ = self._known.pop(position)
+        """The same with what a journal has of it."""
+        for offset, call in enumerate(self._expanded[action.unit]):
+            if call.known:
+                size, _ = self._known.pop(call.position)
                 found[offset] = Found(size, size, resumed=size, known=True)
-            elif position in self._recalled:
-                ranges = [(start, stop) for start, stop, _ in self._recalled.pop(position)]
+            elif call.index in self._recalled:
+                ranges = [(start, stop) for start, stop, _ in self._recalled.pop(call.index)]
                 size, done = found[offset].size, sum(stop - start for start, stop in ranges)
                 left = tuple(_between(ranges, size))
                 found[offset] = Found(size, done, resumed=done, left=left)
         return found
 
-    def _recall(self, position: int, end: SourceEnd) -> list[Portion]:
-        """What a journal has of a source that was expanded, or did not need to be."""
-        source, call = self._open[position]
-        if position in self._known:
-            recalled = self._known[position][1]
+    def _recall(self, stage: int, call: SourceCall, end: SourceEnd) -> list[Portion]:
+        """What a journal has of a list that was found, or did not need to be."""
+        source, inner = self._source(call), call.inner
+        if call.known:
+            recalled = self._known[call.position][1]
         elif self.resuming is None or end.failure is not None or end.skipped:
             return []
+        elif stage + 2 < len(self.stages):
+            return []  # these are no items of the last stage
         else:
-            recalled = self.resuming.expanded(position, call.label, end.size, end.token)
+            recalled = self.resuming.expanded(call.index, call.label, end.size, end.token)
             if not recalled or end.ended:
                 return []
-            self._recalled[position] = recalled
+            self._recalled[call.index] = recalled
         return [
-            Portion(position, source, start, stop, values, resumed=True)
+            Portion(call.position, source, start, stop, values, resumed=True, inner=inner)
             for start, stop, values in recalled
         ]
 
     def _noted(self, portion: Portion) -> Portion:
         """Give a portion after its results were noted for the journal."""
         if self.resuming is not None:
-            failed = {failure.index[-1] for failure in portion.failures if len(failure.index) > 1}
+            own = len(portion.index) + 1
+            failed = {
+                failure.index[-1] for failure in portion.failures if len(failure.index) == own
+            }
             values = iter(portion.values)
             done: list[Any] = []
             for place in range(portion.start, portion.stop + 1):
                 if place < portion.stop and place not in failed:
                     done.append(next(values))
                 elif done:
-                    self.resuming.done(portion.position, place - len(done), done)
+                    self.resuming.done(portion.index, place - len(done), done)
                     done = []
         return portion
 
@@ -391,17 +426,19 @@ class EvolvingRun:
         self, action: Expand | Process, recording: Recording, measure: Measure
     ) -> list[Portion]:
         if measure.recorded and recording.unit is not None:
-            first, last = (self._open[end][1].label for end in (action.start, action.stop - 1))
+            first, last = (
+                self._expanded[action.unit][0].label,
+                self._expanded[action.unit][-1].label,
+            )
             label = first if action.stop - action.start == 1 else f"{first} … {last}"
             self.recorded.append(Recorded(recording.unit, action.stage, label))
         portions = []
         values = measure.values.value() or [[]] * len(measure.ends)
-        for position, (end, worked_out) in enumerate(
-            zip(measure.ends, values, strict=True), action.start
-        ):
-            source, call = self._open[position]
-            portions += self._recall(position, end)
-            if position in self._known:
+        calls = self._expanded[action.unit]
+        for call, end, worked_out in zip(calls, measure.ends, values, strict=True):
+            source = self._source(call)
+            portions += self._recall(action.stage, call, end)
+            if call.known:
                 continue
             if end.has_run:
                 error = None if end.failure is None else str(end.failure)
@@ -410,22 +447,23 @@ class EvolvingRun:
             failures = end.failures if end.failure is None else [end.failure, *end.failures]
             if failures or end.ended:
                 portion = Portion(
-                    position,
+                    call.position,
                     source,
                     0,
                     end.ended - end.not_run,
                     worked_out,
                     [replace(failure, source=source) for failure in failures],
+                    inner=call.inner,
                 )
                 portions.append(self._noted(portion))
         return portions
 
     def _note_batch(
-        self, run_id: UUID | None, position: int, start: int, stop: int, batch: BatchResult
+        self, run_id: UUID | None, call: SourceCall, start: int, stop: int, batch: BatchResult
     ) -> None:
         if batch.unit_recorded and run_id is not None:
             items = str(start) if stop - start == 1 else f"{start}-{stop - 1}"
-            label = f"{self._open[position][1].label} {items}"
+            label = f"{call.label} {items}"
             self.recorded.append(Recorded(run_id, len(self.stages) - 1, label))
 
     def _note_items(
@@ -442,12 +480,14 @@ class EvolvingRun:
             for position in positions
         ]
 
-    def _portion(self, position: int, start: int, stop: int, batch: BatchResult) -> Portion:
-        source, call = self._open[position]
+    def _portion(self, call: SourceCall, start: int, stop: int, batch: BatchResult) -> Portion:
+        source = self._source(call)
         self._note_items(call, batch.recorded, batch.failures)
         failures = [replace(failure, source=source) for failure in batch.failures]
-        values = batch.values.value()
-        return self._noted(Portion(position, source, start, stop - batch.not_run, values, failures))
+        values, stop = batch.values.value(), stop - batch.not_run
+        return self._noted(
+            Portion(call.position, source, start, stop, values, failures, inner=call.inner)
+        )
 
     def _running(self, action: Expand | Process, lost: Lost) -> list[int] | None:
         """What of a unit its worker was at when it died; `None` if nobody knows."""
@@ -461,14 +501,16 @@ class EvolvingRun:
             return None
         positions = range(action.start, action.stop)
         if isinstance(action, Process):
-            running = {item for source, item in marks if source == action.source}
+            number = number_of(self._parent(action).index)
+            running = {item for source, item in marks if source == number} & set(positions)
         else:
             # A source is at work also while its items are, in passing or by a nested unit.
-            running = {source for source, _ in marks}
-        running &= set(positions)
+            at_work = {source for source, _ in marks}
+            calls = zip(positions, self._expanded[action.unit], strict=True)
+            running = {position for position, call in calls if number_of(call.index) in at_work}
         if not running:
             # It may have killed the worker all the same, where nobody looks: on its way there.
-            place = action.stage, action.source, action.start
+            place = action.parent, action.offset, action.start
             self._unseen[place] += 1
             if self._unseen[place] >= MOST_DEATHS:
                 return None
@@ -478,10 +520,11 @@ class EvolvingRun:
         """Failures of a unit that Dask gave up, or that took down all the workers that it may."""
         stage = self.stages[action.stage].name
         if isinstance(action, Process):
-            source, call = self._open[action.source]
+            call = self._parent(action)
+            source = self._source(call)
             failures = [
                 replace(
-                    _failure_of(lost, stage, (action.source, item), None),
+                    _failure_of(lost, stage, (*call.index, item), None),
                     source=source,
                     item=f"item {item} of {call.label}",
                 )
@@ -496,16 +539,30 @@ class EvolvingRun:
                 upstream = self._unit_runs.get(action.parent, call.run_id)
                 label = f"{call.label} {action.start}"
                 self._give_up(action.stage, run_id, label, upstream, failures[0].message)
-            return [Portion(action.source, source, action.start, action.stop, [], failures)]
+            return [
+                Portion(
+                    call.position,
+                    source,
+                    action.start,
+                    action.stop,
+                    [],
+                    failures,
+                    inner=call.inner,
+                )
+            ]
         portions = []
-        for position in range(action.start, action.stop):
-            source, call = self._open[position]
-            failure = replace(_failure_of(lost, stage, (position,), source), source=source)
+        for call in self._expanded[action.unit]:
+            source = self._source(call)
+            given = None if call.inner else source
+            failure = replace(_failure_of(lost, stage, call.index, given), source=source)
+            if call.inner:
+                failure = replace(failure, item=f"item {call.label}")
             recorded = lost.crashed and self.stages[action.stage].task is not None
             tell_lost(self.story, call, failure, call.run_id if recorded else None)
             if recorded:
-                self._give_up(action.stage, call.run_id, call.label, None, failure.message)
-            portions.append(Portion(position, source, 0, 0, [], [failure]))
+                above = self._unit_runs.get(action.parent)
+                self._give_up(action.stage, call.run_id, call.label, above, failure.message)
+            portions.append(Portion(call.position, source, 0, 0, [], [failure], inner=call.inner))
         return portions
 
     def _give_up(

@@ -136,13 +136,15 @@ class EvolveOptions(_Frozen):
             a run readable in the UI (its graph asks above 2,000 nodes) and costs a server
             on SQLite, at 30 to 40 task runs a second, about 15 s.
         events_per_minute: pace that `record="auto"` keeps: events and log lines of task runs that
-            the API gets in any minute, three for each task run (N >= 3). `None`: 6,000, as a
+            the API gets in any minute, two for each task run (N >= 2). `None`: 6,000, as a
             server on SQLite records some 2,000 task runs a minute, or 1,500 on Prefect Cloud,
             whose smallest plan takes 2,000. Beyond it items are recorded by the batch, and then
             batches not at all, but failures always are; the report says so.
         resources: Dask worker resources by stage, as `{"process_item": {"GPU": 1}}`: each unit
             of the stage takes so much of what `dask worker --resources` offers. Where no worker
             has it the run waits as long as for workers, and then raises.
+        priority: beside other runs on the same Dask cluster: what a run of a higher one has to do
+            goes first. Among equals it is first come, first served.
         journal: durable record to resume from, in Prefect's result storage. `True`: this flow
             run and its retries. A name: every run that gives it, so that sources which are
             unchanged since an earlier run are not worked on again. `False`: none.
@@ -176,13 +178,17 @@ class EvolveOptions(_Frozen):
     )
     events_per_minute: int | None = Field(
         default=None,
-        ge=3,
-        description='Pace of record="auto" in events, three for each task run; empty: chosen by '
+        ge=2,
+        description='Pace of record="auto" in events, two for each task run; empty: chosen by '
         "the API.",
     )
     resources: dict[str, dict[str, Annotated[float, Field(gt=0)]]] | None = Field(
         default=None,
         description='Dask worker resources by stage, as {"process_item": {"GPU": 1}}.',
+    )
+    priority: int = Field(
+        default=0,
+        description="Beside other runs on the same Dask cluster: a higher one goes first.",
     )
     journal: bool | Annotated[str, Field(min_length=1)] = Field(
         default=False,
@@ -317,6 +323,7 @@ _WAY_OUT: Final[Mapping[str, str]] = {
     "record": "; leave it out to have it chosen by record_budget",
     "record_budget": "; give a number from 0",
     "resources": '; give amounts above 0 by stage, as {"process_item": {"GPU": 1}}',
+    "priority": "; give a whole number; 0 is that of the others",
     "count": "; give a number from 0",
     "ratio": "; give a share from 0 to 1, as 0.05 for 5 %",
     "journal": "; give True for retries of this flow run, or a name that runs share",

@@ -11,8 +11,8 @@ from evolve_tasks.options import RecordMode
 LENT_TO = 4  # units of nested work that may spend the record budget at the same time
 UNBOUNDED = 2**31  # task runs that `record="items"` may spend
 
-# What the API gets of a task run: that it runs, that it has ended, and the log line of that.
-EVENTS = 3
+# What the API gets of a task run: that it runs, if it does for a moment, and that it has ended.
+EVENTS = 2
 
 
 class RecordLedger:

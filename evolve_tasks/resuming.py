@@ -47,12 +47,14 @@ class Resuming:
         logger: logging.Logger | Any,
     ) -> None:
         self._journal = journal
-        self._parse = stage_token(stages[0].function)
+        self._parse = _token_of(stages[:-1])
         self._process = stage_token(stages[-1].function)
+        # What only leads to lists is run again: which lists there are is known from it alone.
+        self._deep = len(stages) > 2
         self._fingerprint = fingerprint
         self._logger = logger
         self._seen: Counter[str] = Counter()
-        self._open: dict[int, _Source] = {}
+        self._open: dict[int, dict[tuple[int, ...], _Source]] = {}  # by source, and from it down
         self._unknown = 0
 
     def arrived(self, position: int, source: Any) -> tuple[int, Recalled] | None:
@@ -65,8 +67,8 @@ class Resuming:
             occurrence = self._seen[token]
             self._seen[token] += 1
         one = _Source(token, occurrence, self._fingerprint_of(source))
-        self._open[position] = one
-        known = self._known(one)
+        self._open[position] = {(): one}
+        known = None if self._deep else self._known(one)
         if known is None or not known.complete or known.size is None:
             return None
         recalled = list(self._journal.values(known))
@@ -75,14 +77,14 @@ class Resuming:
             return None
         return known.size, recalled
 
-    def knows(self, position: int) -> bool:
-        """Whether the journal may have results of a source that is not finished."""
-        one = self._open[position]
+    def knows(self, index: tuple[int, ...]) -> bool:
+        """Whether the journal may have results of a list that is not finished."""
+        one = self._listed(index)
         return one.token is not None and self._journal.has(one.token, one.occurrence)
 
-    def expanded(self, position: int, label: str, size: int, items: str) -> Recalled:
-        """Note what a source gave; give the results that are known of it."""
-        one = self._open[position]
+    def expanded(self, index: tuple[int, ...], label: str, size: int, items: str) -> Recalled:
+        """Note what a source gave, or an inner item; give the results that are known of it."""
+        one = self._listed(index)
         one.items = items
         if one.token is None or one.fingerprint is None:
             return []
@@ -101,9 +103,9 @@ class Resuming:
             return []
         return [part for part in self._journal.values(known) if part[1] <= size]
 
-    def done(self, position: int, start: int, values: Sequence[Any]) -> None:
-        """Note results of consecutive items."""
-        one = self._open[position]
+    def done(self, index: tuple[int, ...], start: int, values: Sequence[Any]) -> None:
+        """Note results of consecutive items of the list that is so far down."""
+        one = self._listed(index)
         if one.token is not None and one.fingerprint is not None:
             self._journal.note_done(
                 one.token,
@@ -118,6 +120,17 @@ class Resuming:
     def source_done(self, position: int) -> None:
         """Forget a source that has ended."""
         self._open.pop(position, None)
+
+    def _listed(self, index: tuple[int, ...]) -> _Source:
+        """What gave a list; an inner item is known by its place below its source."""
+        position, *inner = index
+        known = self._open[position]
+        one = known.get(tuple(inner))
+        if one is None:
+            root = known[()]
+            token = None if root.token is None else source_token([root.token, inner])
+            one = known[tuple(inner)] = _Source(token, root.occurrence, root.fingerprint)
+        return one
 
     def flush(self) -> None:
         """Write what was noted; before it is reported."""
@@ -167,3 +180,9 @@ class Resuming:
             self._process,
             items_token=items,
         )
+
+
+def _token_of(expanding: Sequence[Stage]) -> str:
+    """Tell the code that decides which items there are."""
+    tokens = [stage_token(stage.function) for stage in expanding]
+    return tokens[0] if len(tokens) == 1 else source_token(tokens) or ""

@@ -48,7 +48,7 @@ def stages_from(functions: Sequence[Any]) -> tuple[Stage, ...]:
         One `Stage` each; a name that occurs twice gets a number.
 
     Raises:
-        InvalidInput: fewer or more than two, or one that cannot be called with one item.
+        InvalidInput: fewer than two, or one that cannot be called with one item.
 
     Example:
         >>> [stage.name for stage in stages_from([sorted, len])]
@@ -66,11 +66,6 @@ def stages_from(functions: Sequence[Any]) -> tuple[Stage, ...]:
                 f"stage {function!r} is not callable: give a Prefect @task or a function of one "
                 "item (and options as keywords: evolve(sources, parse, process, batch=10))"
             )
-    if len(functions) > 2:
-        raise InvalidInput(
-            f"evolve got {len(functions)} stages: this version of evolve-tasks runs two, one that "
-            "expands and one that processes; join the inner ones into one function"
-        )
     stages = []
     seen: dict[str, int] = {}
     for position, function in enumerate(functions):

@@ -12,17 +12,18 @@ from evolve_tasks.workers.calls import BatchResult, Measure, SourceCall, Span, i
 
 
 def tell_expansion(
-    story: Story, calls: Sequence[SourceCall], measure: Measure
+    story: Story, stage: int, calls: Sequence[SourceCall], measure: Measure
 ) -> list[tuple[str, int]]:
-    """Tell of a unit that expanded sources.
+    """Tell of a unit that expanded sources, or items of an inner stage.
 
     Args:
         story: the story.
-        calls: its sources, in order.
+        stage: position of its stage.
+        calls: what it expanded, in order.
         measure: how it ended.
 
     Returns:
-        The sources that were expanded: name and number of items.
+        Those that were expanded: name and number of items.
     """
     begun = [
         (call, end)
@@ -34,11 +35,12 @@ def tell_expansion(
     failed = sum(len(end.failures) + (end.failure is not None) for _, end in begun)
     story.expanded(
         _when(measure.span),
-        {call.position: None if end.failure else end.size for call, end in begun},
+        [(call.position, None if end.failure else end.size) for call, end in begun],
         parse_s=measure.parse_s,
         inline_s=measure.inline_s,
         inline=sum(end.ended - end.not_run for _, end in begun),
         failed=failed,
+        stage=stage,
     )
     for call, end in begun:
         if end.failure is not None:
@@ -93,7 +95,7 @@ def _tell_failure(story: Story, failure: Failure, what: str, run_id: UUID | None
 
 
 def _named(call: SourceCall, failure: Failure) -> str:
-    return " ".join([call.label, *map(str, failure.index[1:])])
+    return " ".join([call.label, *map(str, failure.index[len(call.index) :])])
 
 
 def _when(span: Span) -> When:

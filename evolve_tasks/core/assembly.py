@@ -14,12 +14,13 @@ class Portion:
     Args:
         position: the source's position among the sources.
         source: the source itself.
-        start: position of the first item.
+        start: position of the first item in its list.
         stop: position after the last item that has ended.
         values: results of those that succeeded, in order.
-        failures: those that failed, in order of position; a failure of the source alone
-            has `start == stop`.
+        failures: those that failed, in order of position; a failure of what was to give the
+            list alone has `start == stop`.
         resumed: the values come from a journal.
+        inner: positions from the source down to what gave the list; empty for the source itself.
     """
 
     position: int
@@ -29,6 +30,12 @@ class Portion:
     values: list[Any]
     failures: Sequence[Any] = ()
     resumed: bool = False
+    inner: tuple[int, ...] = ()
+
+    @property
+    def index(self) -> tuple[int, ...]:
+        """Positions from the source down to what gave the list."""
+        return self.position, *self.inner
 
 
 @dataclass(slots=True)
@@ -47,7 +54,7 @@ class Assembly:
     """
 
     _sources: list[Any] = field(default_factory=list)
-    _values: dict[int, list[tuple[int, list[Any]]]] = field(default_factory=dict)
+    _values: dict[int, list[tuple[tuple[int, ...], list[Any]]]] = field(default_factory=dict)
     _failures: list[Any] = field(default_factory=list)
 
     def arrived(self, position: int, source: Any) -> None:
@@ -58,7 +65,8 @@ class Assembly:
     def add(self, portion: Portion) -> None:
         """Note what a unit gave."""
         if portion.values:
-            self._values.setdefault(portion.position, []).append((portion.start, portion.values))
+            place = *portion.inner, portion.start
+            self._values.setdefault(portion.position, []).append((place, portion.values))
         self._failures.extend(portion.failures)
 
     def by_source(self) -> list[tuple[Any, list[Any]]]:
@@ -72,5 +80,5 @@ class Assembly:
         """The failures, in order of position."""
         return sorted(self._failures, key=lambda failure: failure.index)
 
-    def _ordered(self, position: int) -> list[tuple[int, list[Any]]]:
+    def _ordered(self, position: int) -> list[tuple[tuple[int, ...], list[Any]]]:
         return sorted(self._values.get(position, ()), key=lambda part: part[0])

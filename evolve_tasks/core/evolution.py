@@ -46,10 +46,10 @@ from evolve_tasks.core.actions import (
     Release,
     SourceDone,
 )
-from evolve_tasks.core.batching import Durations, inline_items, unit_size
+from evolve_tasks.core.batching import inline_items, unit_size
 from evolve_tasks.core.budget import FailureBudget, Standing
-from evolve_tasks.core.fan_outs import FanOuts
 from evolve_tasks.core.lists import ListId, OpenList, StageTally
+from evolve_tasks.core.outlook import Outlook
 from evolve_tasks.core.progress import Progress
 from evolve_tasks.core.suspects import Suspect, Suspects, divided, guilty, parts
 from evolve_tasks.core.window import Window
@@ -112,19 +112,16 @@ class Evolution:
         self._batch = batch
         self._budget = budget
         self._sources_known = sources_known
-        self._durations = [Durations() for _ in range(stages)]
-        if item_s is not None:
-            self._durations[self._last].add(1, item_s)
+        self._outlook = Outlook(stages, item_s)
         self._lists: dict[ListId, OpenList] = {}
         self._lists_of: dict[int, int] = {}  # lists of a unit that are still open
         self._waiting: list[deque[ListId]] = [deque() for _ in range(stages)]
-        self._waiting_items = 0
+        self._waits = [0] * stages  # items that wait for a stage
         self._units: dict[int, Expand | Process] = {}
         self._next_unit = 0
         self._flying = 0
-        self._expanding = 0
+        self._expanding = [0] * self._last  # sources and items, by stage
         self._expansions = 0  # units of what is expanding
-        self._fan_outs = FanOuts()
         self._expansions_failed = 0
         self._pulling = 0
         self._sources_ended = False
@@ -150,7 +147,7 @@ class Evolution:
     @property
     def waiting(self) -> int:
         """Items discovered and not submitted."""
-        return self._waiting_items
+        return sum(self._waits)
 
     def keeps(self, unit: int) -> bool:
         """Whether this expansion takes its turn among the items, or else waits behind them all."""
@@ -159,16 +156,14 @@ class Evolution:
     @property
     def item_s(self) -> float | None:
         """Seconds that an item of the last stage takes; `None` before any was measured."""
-        return self._durations[self._last].mean_s
+        return self._outlook.item_s
 
     @property
     def probing(self) -> bool:
         """Whether work is held back until it is known how long items take."""
         if self._hurried or self._batch is not None or self._window.in_flight is not None:
             return False
-        # Sources that give nothing have no items to be measured.
-        unknown = self._durations[0].mean_s is None or self._fan_outs.total > 0
-        return unknown and self.item_s is None
+        return self.item_s is None and self._outlook.awaits_items
 
     @property
     def pulling(self) -> bool:
@@ -177,20 +172,26 @@ class Evolution:
 
     @property
     def expected_items(self) -> int:
-        """Items of the last stage that wait, and that known sources are expected to give."""
-        to_come = (self._sources_known or 0) - self.tallies[0].discovered
-        if not self._fan_outs.known or to_come <= 0:
-            return self._waiting_items
-        return self._waiting_items + to_come * self._fan_outs.expected
+        """Items of the last stage that wait, and that known sources are expected to lead to."""
+        to_come = max(0, (self._sources_known or 0) - self.tallies[0].discovered)
+        return self._below([to_come, *self._waits[1:]])
+
+    def _below(self, expandable: Sequence[int]) -> int:
+        """Items that so many of each stage lead to, as far as anybody knows."""
+        *inner, items = expandable
+        for stage, number in enumerate(inner):
+            if number:
+                items += number * (self._outlook.items_below(stage) or 0)
+        return items
 
     @property
     def progress(self) -> Progress:
         """How far it is; the one thing here that another thread may ask for."""
         first, last = self.tallies[0], self.tallies[self._last]
         known = self.tallies[0].discovered if self._sources_ended else self._sources_known
-        ended = first.done + first.failed + first.resumed + first.not_run
-        to_come = max(first.discovered, known or 0) - ended
-        fan_out = self._fan_outs.expected if self._fan_outs.known else 0
+        ended = first.ended
+        open_ones = [tally.discovered - tally.ended for tally in self.tallies[1 : self._last]]
+        to_come = max(0, max(first.discovered, known or 0) - ended)
         return Progress(
             sources=first.discovered,
             sources_ended=ended,
@@ -200,7 +201,7 @@ class Evolution:
             failed=last.failed,
             resumed=last.resumed,
             not_run=last.not_run,
-            unseen=0 if self.stopped is not None else max(0, to_come) * fan_out,
+            unseen=0 if self.stopped is not None else self._below([to_come, *open_ones, 0]),
             finished=self.finished,
         )
 
@@ -217,7 +218,7 @@ class Evolution:
         return Standing(
             failed=last.failed + lost,
             known=last.discovered + lost,
-            complete=not (self._expanding or self._expandable()) and self._sources_ended,
+            complete=not (any(self._expanding) or self._expandable()) and self._sources_ended,
         )
 
     @property
@@ -286,12 +287,12 @@ class Evolution:
         if not 0 <= count <= self._pulling:
             raise IllegalEvent(f"{count} sources were reported, asked for were {self._pulling}")
         self._flying -= self._pulling
-        self._expanding -= self._pulling
+        self._expanding[0] -= self._pulling
         if ended is None:
             ended = count < self._pulling
         self._pulling = int(awaited)
         self._flying += self._pulling
-        self._expanding += self._pulling
+        self._expanding[0] += self._pulling
         tally = self.tallies[0]
         start = tally.discovered
         tally.discovered += count
@@ -340,7 +341,7 @@ class Evolution:
             else:
                 tally.done += not one.known
                 tally.resumed += one.known
-                self._fan_outs.add(one.size)
+                self._outlook.gave(action.stage, one.size)
                 below.discovered += one.size
                 below.done += one.ended - one.failed - one.not_run - one.resumed
                 below.failed += one.failed
@@ -348,7 +349,7 @@ class Evolution:
                 below.resumed += one.resumed
                 worked_on += one.ended - one.not_run - one.resumed
                 if action.inline:
-                    self._fan_outs.add_left(one.size - one.ended)
+                    self._outlook.fan_outs[action.stage].add_left(one.size - one.ended)
             begun += not (one.skipped or one.known)
             source = action.start + offset if action.stage == 0 else action.source
             parent = None if action.stage == 0 else (action.parent, action.offset)
@@ -359,9 +360,9 @@ class Evolution:
                 self._close_item(actions, source, parent)
         if unit not in self._lists_of:
             actions.append(Release(unit))
-        self._durations[action.stage].add(begun, seconds)
+        self._outlook.durations[action.stage].add(begun, seconds)
         if action.stage + 1 == self._last:
-            self._durations[self._last].add(worked_on, inline_s)
+            self._outlook.durations[self._last].add(worked_on, inline_s)
         self._judge()
         return self._fill(actions)
 
@@ -387,7 +388,7 @@ class Evolution:
         tally.done += done
         tally.failed += failed
         tally.not_run += not_run
-        self._durations[self._last].add(done + failed, seconds)
+        self._outlook.durations[self._last].add(done + failed, seconds)
         actions: list[Action] = []
         self._close(actions, (action.parent, action.offset), size)
         if failed:
@@ -439,7 +440,7 @@ class Evolution:
                 entry = self._lists[identity]
                 left = entry.waiting
                 entry.todo.clear()
-                self._waiting_items -= left
+                self._waits[stage] -= left
                 self.tallies[stage].not_run += left
                 self._close(actions, identity, left)
         return actions
@@ -471,7 +472,7 @@ class Evolution:
         if isinstance(action, Expand):
             self._kept.discard(action.unit)
             self._expansions -= 1
-            self._expanding -= size
+            self._expanding[action.stage] -= size
         if self._alone == action.unit:
             self._alone = None
 
@@ -480,7 +481,7 @@ class Evolution:
         if self.stopped is not None:
             self._drop(actions, lost)
             return
-        for part in divided(lost, running, self._durations[lost.stage].mean_s):
+        for part in divided(lost, running, self._outlook.durations[lost.stage].mean_s):
             self._suspects.add(part, self._last)
 
     def _drop(self, actions: list[Action], suspect: Suspect) -> None:
@@ -519,7 +520,7 @@ class Evolution:
                 stage, source, parent, found.size, deque(ranges), left, crashes
             )
             self._waiting[stage].append(identity)
-            self._waiting_items += left
+            self._waits[stage] += left
         self._lists_of[unit] = self._lists_of.get(unit, 0) + 1
 
     def _expand(
@@ -535,13 +536,13 @@ class Evolution:
         inline = 0
         # Where a worker died, items are kept apart from their source: one of them may be guilty.
         if self._batch is None and stage + 1 == self._last and not crashes:
-            inline = inline_items(self._durations[self._last].mean_s)
+            inline = inline_items(self.item_s)
         unit, offset = parent or (-1, 0)
         action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline, crashes)
         self._next_unit += 1
         self._units[action.unit] = action
         self._flying += stop - start
-        self._expanding += stop - start
+        self._expanding[stage] += stop - start
         self._expansions += 1
         if self._expansions <= AHEAD * self._threads():
             self._kept.add(action.unit)
@@ -630,7 +631,7 @@ class Evolution:
     def _most_probes(self) -> int:
         """Units of items that may be in flight before it is known how long an item takes."""
         # Lists are at different workers, and items where their list is.
-        return max(self._threads(), self._fan_outs.known)
+        return max(self._threads(), self._outlook.fan_outs[-1].known)
 
     def _most_expansions(self, lists: int) -> int:
         """Expansions that may be in flight while the items of so many lists wait."""
@@ -665,16 +666,15 @@ class Evolution:
         entry = self._lists[identity]
         start, stop = entry.todo[0]
         if self._batch is None:
-            mean_s = self._durations[self._last].mean_s
-            threads = self._window.threads
-            size = unit_size(mean_s, self._waiting_items, threads, self._ceiling())
+            waiting, threads = self._waits[self._last], self._window.threads
+            size = unit_size(self.item_s, waiting, threads, self._ceiling())
         else:
             size = self._largest_batch()
         size = min(size, stop - start)
         if size > room:
             return False
         entry.take(size)
-        self._waiting_items -= size
+        self._waits[self._last] -= size
         if not entry.todo:
             leaves.popleft()
         self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
@@ -704,7 +704,7 @@ class Evolution:
                 return False  # it stays whole, like any batch
             self._run_again(actions, self._cut(items, room))
             return True
-        if expansions and (most := min(room, self._may_expand_again())) > 0:
+        if expansions and (most := min(room, self._may_expand_again(expansions[0].stage))) > 0:
             self._run_again(actions, self._cut(expansions, most))
             return True
         return False
@@ -724,77 +724,82 @@ class Evolution:
         elif one.parent is not None:
             self._submit(actions, source, one.parent, one.start, one.stop, one.crashes)
 
-    def _expected_to_wait(self) -> int:
+    def _to_wait(self, stage: int) -> int:
         """Items that an expansion is expected to leave waiting."""
-        fan_outs = self._fan_outs
-        here = self._last == 1 and self._batch is None and self._window.in_flight is None
-        if here and fan_outs.expected <= inline_items(self.item_s):
-            return fan_outs.expected_left
-        return fan_outs.expected
+        in_passing = self._batch is None and self._window.in_flight is None
+        return self._outlook.to_wait(stage, in_passing=in_passing)
 
-    def _may_expand(self) -> int:
+    def _may_expand(self, stage: int) -> int:
         """Expansions that may begin: the items that they give are expected to fit."""
-        free = self._buffered - self._waiting_items
-        expected = self._expected_to_wait()
-        if free < 0:
-            return 0
-        fits = free // expected if expected else LARGEST_UNIT
-        fits -= self._expanding  # more of them would not fit
-        return fits if self._expanding else max(1, fits)
+        free = self._buffered - self.waiting
+        if not any(self._expanding):
+            return 0 if free < 0 else max(1, self._fitting(stage, free))
+        free -= sum(
+            number * self._to_wait(other) for other, number in enumerate(self._expanding) if number
+        )
+        return 0 if free < 0 else self._fitting(stage, free)
 
-    def _may_expand_again(self) -> int:
+    def _fitting(self, stage: int, free: int) -> int:
+        expected = self._to_wait(stage)
+        return free // expected if expected else LARGEST_UNIT
+
+    def _may_expand_again(self, stage: int) -> int:
         """The same for those that have begun before; there is no other way on than through them."""
-        alone = not self._expanding and not self._waiting[self._last]
-        return max(self._may_expand(), int(alone))
+        alone = not any(self._expanding) and not self._waiting[self._last]
+        return max(self._may_expand(stage), int(alone))
 
     def _start_expansion(self, actions: list[Action], room: int) -> bool:
         """Expand the deepest items that wait, or ask for sources; False if neither may be."""
-        alone = not self._expanding
-        may = self._may_expand()
         for stage in range(self._last - 1, 0, -1):
             queue = self._waiting[stage]
             if queue:
                 # Inner items above the bound can only become fewer by being expanded.
-                if may < 1 and (not alone or self._waiting[self._last]):
+                may = self._may_expand_again(stage)
+                if may < 1:
                     return False
                 identity = queue[0]
                 entry = self._lists[identity]
-                start, _ = entry.take(1)
-                self._waiting_items -= 1
+                most = min(self._group(stage, self._waits[stage]), may, room)
+                start, stop = entry.take(most)
+                self._waits[stage] -= stop - start
                 if not entry.todo:
                     queue.popleft()
-                self._expand(
-                    actions, stage, entry.source, identity, start, start + 1, entry.crashes
-                )
+                self._expand(actions, stage, entry.source, identity, start, stop, entry.crashes)
                 return True
+        may = self._may_expand(0)
         if may < 1 or self._sources_ended or self._pulling:
             return False
         # The places of the expansions to come are taken now, so that nothing else fills them.
-        count = min(self._group(), may, room)
+        left = None
+        if self._sources_known is not None:
+            left = max(1, self._sources_known - self.tallies[0].discovered)
+        count = min(self._group(0, left), may, room)
         self._pulling = count
         self._flying += count
-        self._expanding += count
+        self._expanding[0] += count
         actions.append(Pull(count))
         return True
 
-    def _group(self) -> int:
-        """How many sources go into the next unit."""
-        if self._batch is not None or self._last != 1:
+    def _group(self, stage: int, left: int | None) -> int:
+        """How many sources, or items of an inner stage, go into the next unit.
+
+        Args:
+            stage: the stage that expands them.
+            left: how many of them there are; `None` if nobody knows.
+        """
+        outlook, threads = self._outlook, self._window.threads
+        parse_s, item_s = outlook.durations[stage].mean_s, outlook.item_s
+        if self._batch is not None or parse_s is None:
             return 1
-        parse_s = self._durations[0].mean_s
-        item_s = self._durations[self._last].mean_s
+        leads = stage + 1 == self._last
         # Lists are worked on where they are found only once the duration of an item is known.
-        if parse_s is None or (item_s is None and self._fan_outs.total):
+        if leads and item_s is None and outlook.fan_outs[stage].total:
             return 1
-        fan_out, threads = self._fan_outs.expected, self._window.threads
-        here = item_s is not None and fan_out <= inline_items(item_s)
-        left = None
+        here = outlook.short(stage)
         ceiling = min(LARGEST_GROUP, self._ceiling())
-        if self._sources_known is not None:
-            left = max(1, self._sources_known - self.tallies[0].discovered)
-            if item_s is not None and not here:
-                # Dask gives items to the worker that has their list: lists have to be spread.
-                ceiling = min(ceiling, -(-left // (AHEAD * threads)))
-        # A source whose items are worked on elsewhere costs the unit its parse alone.
-        here_s = fan_out * item_s if item_s is not None and here else 0.0
+        if left is not None and not here and not (leads and item_s is None):
+            # Dask gives items to the worker that has their list: lists have to be spread.
+            ceiling = min(ceiling, -(-left // (AHEAD * threads)))
+        # Something whose items are worked on elsewhere costs the unit its parse alone.
+        here_s = outlook.fan_outs[stage].expected * item_s if here and item_s is not None else 0.0
         return unit_size(parse_s + here_s, left, threads, ceiling)

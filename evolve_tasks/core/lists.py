@@ -43,3 +43,8 @@ class StageTally:
     failed: int = 0
     resumed: int = 0
     not_run: int = 0
+
+    @property
+    def ended(self) -> int:
+        """How many of them have ended, in whatever way."""
+        return self.done + self.failed + self.resumed + self.not_run

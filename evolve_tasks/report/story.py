@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Lock
@@ -89,8 +89,8 @@ class Slowest:
 class Timed:
     """Work on a source and its items, and how many there are."""
 
-    seconds: float
-    items: int
+    seconds: float = 0.0
+    items: int = 0
 
 
 @dataclass(slots=True)
@@ -134,32 +134,37 @@ class Story:
     def expanded(
         self,
         when: When,
-        sizes: Mapping[int, int | None],
+        sizes: Sequence[tuple[int, int | None]],
         *,
         parse_s: float,
         inline_s: float,
         inline: int,
         failed: int,
+        stage: int = 0,
     ) -> None:
-        """Note a unit that expanded sources.
+        """Note a unit that expanded sources, or items of an inner stage.
 
         Args:
             when: when and where.
-            sizes: what the source at each position gave; `None` if it failed.
+            sizes: of each the position of its source, and what it gave; `None` if it failed.
             parse_s: seconds that expanding took, all of them together.
             inline_s: seconds that items took which were worked on at once.
             inline: how many those were.
             failed: sources and items that failed.
+            stage: position of the stage that expanded them.
         """
         worked = parse_s + inline_s
         share = parse_s / worked if worked > 0 else 1.0
         between = when.started + (when.ended - when.started) * share
         with self._lock:
-            self._units[0].add(len(sizes))
+            self._units[stage].add(len(sizes))
             if inline:
                 self._units[-1].add(inline)
-            for position, size in sizes.items():
-                self._open[position] = Timed(worked / len(sizes), size or 0)
+            for position, size in sizes:
+                timed = self._open.setdefault(position, Timed())
+                timed.seconds += worked / len(sizes)
+                if stage == len(self.stages) - 2:
+                    timed.items += size or 0
                 if size is not None:
                     self._note_size(size)
             self._at_work(when._replace(ended=between), EXPANDING, 0 if inline else failed)

@@ -120,9 +120,9 @@ class _Sources:
         if not isinstance(call, ExpandCall):
             self._answers.put_nowait((unit, call))
             return
-        answer = await self._answer(
-            unit, self._submitter.expand(unit, call, kept=self._run.core.keeps(unit))
-        )
+        kept = self._run.core.keeps(unit)
+        future = self._submitter.expand(unit, call, kept=kept, parent=action.parent)
+        answer = await self._answer(unit, future)
         if isinstance(answer, Measure):
             self._submitter.measured(unit, answer)
         granted: asyncio.Queue[Process | None] = asyncio.Queue()

@@ -64,8 +64,12 @@ def flow_sends_items(options: EvolveOptions, stages: Sequence[Stage]) -> str | N
 
     A journal is written by the flow, and has to have each item before it counts as done: what a
     source keeps to itself until its end would be done again. And a source that waits for its
-    items holds the resources that its stage takes, which they may need.
+    items holds the resources that its stage takes, which they may need. With more than two
+    stages each level would hold its own window open: the flow sees all levels, and bounds them
+    together.
     """
+    if len(stages) > 2:
+        return f"one window is over all {len(stages)} stages"
     if options.journal:
         return "a journal has to have each item as soon as it ends"
     if (options.resources or {}).get(stages[0].name):

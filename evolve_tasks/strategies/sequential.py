@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import replace
+from typing import Any
 
 from prefect.context import SyncClientContext
 
@@ -18,9 +19,16 @@ from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
 from evolve_tasks.feeding import take_one
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.workers.bound import SIGNALS
-from evolve_tasks.workers.calls import ExpandCall, Expansion, ProcessCall, Recorded, RunSpec
+from evolve_tasks.workers.calls import (
+    ExpandCall,
+    Expansion,
+    Part,
+    ProcessCall,
+    Recorded,
+    RunSpec,
+)
 from evolve_tasks.workers.runtime import Runtime
-from evolve_tasks.workers.task_runs import OpenRun
+from evolve_tasks.workers.unit_runs import OpenRun
 from evolve_tasks.workers.units import measure
 
 
@@ -45,8 +53,7 @@ class _InTurn:
         self._run = run
         self._sources = run.sources
         self._runtime = runtime
-        self._open: tuple[OpenRun, float] | None = None  # and when it began
-        self._stage = 0
+        self._open: dict[int, tuple[OpenRun, float]] = {}  # and when it began, by stage
         self._due: deque[tuple[int, Callable[[], Answer]]] = deque()
         self._expansions: dict[int, Expansion] = {}
 
@@ -56,7 +63,8 @@ class _InTurn:
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
         def answer() -> Answer:
-            expansion = self._runtime.expand(self._recorded(action, call))
+            given = call.items.value() if call.part is None else self._part(action, call.part)
+            expansion = self._runtime.expand(self._recorded(action, call), given)
             self._expansions[action.unit] = expansion
             return measure(expansion)
 
@@ -70,31 +78,32 @@ class _InTurn:
         """
         if call.recording.unit is None or self._run.stages[call.stage].task is None:
             return call
-        if self._open is not None and time.monotonic() - self._open[1] >= TARGET_S:
-            self._close_run()
-        if self._open is not None:
+        stage = call.stage
+        if stage in self._open and time.monotonic() - self._open[stage][1] >= TARGET_S:
+            self._close_run(stage)
+        if stage in self._open:
             self._run.ledger.shared()
         else:
             label = f"{call.sources[0].label} …"
-            self._open = self._runtime.open_run(call.stage, label), time.monotonic()
-            self._stage = call.stage
-        run_id = self._open[0].run_id
+            self._open[stage] = self._runtime.open_run(stage, label), time.monotonic()
+        run_id = self._open[stage][0].run_id
         self._run.belongs(action.unit, run_id)
         return replace(call, recording=replace(call.recording, unit=None, within=run_id))
 
-    def _close_run(self) -> None:
-        if self._open is not None:
-            self._open[0].close()
-            opened, stage = self._open[0], self._stage
-            self._run.recorded.append(Recorded(opened.run_id, stage, opened.label))
-            self._open = None
+    def _close_run(self, stage: int) -> None:
+        opened, _ = self._open.pop(stage)
+        opened.close()
+        self._run.recorded.append(Recorded(opened.run_id, stage, opened.label))
 
     def process(self, action: Process, call: ProcessCall) -> None:
         def answer() -> Answer:
-            items = self._expansions[action.parent].lists[action.offset]
-            return self._runtime.process(call, items[call.start : call.stop])
+            return self._runtime.process(call, self._part(action, call.part))
 
         self._due.append((action.unit, answer))
+
+    def _part(self, action: Expand | Process, part: Part) -> Sequence[Any]:
+        items: Sequence[Any] = self._expansions[action.parent].lists[part.offset]
+        return items[part.start : part.stop]
 
     def release(self, unit: int) -> None:
         self._expansions.pop(unit, None)
@@ -107,7 +116,8 @@ class _InTurn:
         """Nothing to tell: the runtime asks the core before each item."""
 
     def close(self) -> None:
-        self._close_run()
+        for stage in list(self._open):
+            self._close_run(stage)
         close = getattr(self._sources, "close", None)
         if callable(close):
             close()

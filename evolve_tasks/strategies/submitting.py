@@ -26,6 +26,7 @@ from evolve_tasks.workers.calls import (
     Measure,
     NestedResult,
     Orphans,
+    Part,
     ProcessCall,
     RunSpec,
 )
@@ -71,7 +72,7 @@ class Submitter:
         self._spec = spec
         self._expansions: dict[int, Future[Any]] = {}
         self._sizes: dict[int, int] = {}
-        self._calls: dict[int, ExpandCall] = {}
+        self._calls: dict[int, tuple[ExpandCall, int]] = {}  # and whose list it expands
         self._orphans: dict[tuple[int, int], list[Orphans]] = {}
         self._again = 0
         self._marked = False
@@ -97,7 +98,8 @@ class Submitter:
         register(self.client, RunPlugin(self._run, self._context, spec))
         names = [plugin_name(self._run), *([self._context] if self._context else [])]
         # One for each run, so that tasks of others are left as they are.
-        register(self.client, RunWatch(self._run, self.client.id, names))
+        watch = RunWatch(self._run, self.client.id, names, self._spec.importance)
+        register(self.client, watch)
 
     def _unpicklable(self) -> Iterator[str]:
         functions = {stage.name: stage.function for stage in self._stages}
@@ -131,14 +133,24 @@ class Submitter:
         if self._stopped:
             self.client.unregister_worker_plugin(stop_name(self._run))
 
-    def expand(self, unit: int, call: ExpandCall, *, kept: bool) -> Future[Any]:
-        """Submit an expansion; the future is that of its measure, its list stays there."""
+    def expand(self, unit: int, call: ExpandCall, *, kept: bool, parent: int = -1) -> Future[Any]:
+        """Submit an expansion; the future is that of its measure, its list stays there.
+
+        Args:
+            unit: the unit.
+            call: what it expands.
+            kept: it takes its turn among the items.
+            parent: the unit that gave what it expands; below 0 for sources.
+        """
         stage = self._stages[call.stage]
         priority = PROCESS if kept else EXPAND
         self._marked |= call.inline > 0
-        expansion = self._submit(stage, unit, units.expand, self._run, call, priority=priority)
+        found = [] if call.part is None else [self._part(unit, parent, call.part)]
+        expansion = self._submit(
+            stage, unit, units.expand, self._run, call, *found, priority=priority
+        )
         self._expansions[unit] = expansion
-        self._calls[unit] = call
+        self._calls[unit] = call, parent
         return self.client.submit(
             units.measure,
             expansion,
@@ -151,9 +163,9 @@ class Submitter:
         """Submit a batch of a list that stays on the workers, or that was given back."""
         stage = self._stages[call.stage]
         for orphans in self._orphans.get((action.parent, action.offset), ()):
-            if orphans.start <= call.start < orphans.stop:
+            if orphans.start <= call.part.start < orphans.stop:
                 known = orphans.items.value()
-                items = known[call.start - orphans.start : call.stop - orphans.start]
+                items = known[call.part.start - orphans.start : call.part.stop - orphans.start]
                 return self._submit(
                     stage,
                     action.unit,
@@ -163,17 +175,7 @@ class Submitter:
                     Packed.of(items),
                     priority=PROCESS,
                 )
-        found = self._list(action.parent)
-        if self._sizes.get(action.parent, 0) >= LONG * (call.stop - call.start):
-            # Wherever the batch runs, it gets its slice alone.
-            found = self.client.submit(
-                units.cut,
-                found,
-                call,
-                key=(f"cut-{self._run}", action.unit),
-                priority=MEASURE,
-                pure=False,
-            )
+        found = self._part(action.unit, action.parent, call.part)
         return self._submit(
             stage,
             action.unit,
@@ -184,6 +186,21 @@ class Submitter:
             priority=PROCESS,
         )
 
+    def _part(self, unit: int, parent: int, part: Part) -> Future[Any]:
+        """What a unit takes its items from."""
+        found = self._list(parent)
+        if self._sizes.get(parent, 0) < LONG * (part.stop - part.start):
+            return found
+        # Wherever the unit runs, it gets its slice alone.
+        return self.client.submit(
+            units.cut,
+            found,
+            part,
+            key=(f"cut-{self._run}", unit),
+            priority=MEASURE,
+            pure=False,
+        )
+
     def _list(self, unit: int) -> Future[Any]:
         """What an expansion gave; it is made again if it is gone for good.
 
@@ -192,12 +209,13 @@ class Submitter:
         """
         expansion = self._expansions[unit]
         if expansion.status == "error":
-            call = self._calls[unit]
+            call, parent = self._calls[unit]
             self._again += 1
             expansion = self._expansions[unit] = self.client.submit(
                 units.expand,
                 self._run,
                 replace(call, inline=0),
+                *([] if call.part is None else [self._list(parent)]),
                 key=(f"again-{self._stages[call.stage].name}-{self._run}", unit, self._again),
                 priority=PROCESS,
                 resources=self._spec.resources.get(self._stages[call.stage].name),
@@ -357,7 +375,12 @@ class FutureCarrier:
     def expand(self, action: Expand, call: ExpandCall) -> None:
         self.ended.add(
             action.unit,
-            self.submitter.expand(action.unit, call, kept=self._run.core.keeps(action.unit)),
+            self.submitter.expand(
+                action.unit,
+                call,
+                kept=self._run.core.keeps(action.unit),
+                parent=action.parent,
+            ),
         )
 
     def process(self, action: Process, call: ProcessCall) -> None:

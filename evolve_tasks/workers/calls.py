@@ -29,6 +29,7 @@ class RunSpec:
         journaled: the flow wants a token of the items that each source gives.
         resources: Dask worker resources that a unit takes, by stage.
         label: gives an item its short name; `None`: its position is its name.
+        importance: its priority beside other runs on the cluster.
     """
 
     run: str
@@ -40,23 +41,59 @@ class RunSpec:
     journaled: bool = False
     resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     label: Callable[[Any], Any] | None = None
+    importance: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SourceCall:
-    """One source of an `ExpandCall`.
+    """One source of an `ExpandCall`, or one item that is expanded further.
 
     Args:
-        position: its position among the sources.
+        position: position among the sources of the source that it is, or is from.
         label: its short name.
         run_id: id of the task run that records it alone, and name space of its items' ids.
         known: a journal has all of it, and there is nothing to do.
+        inner: positions from the source down to it; empty for the source itself.
     """
 
     position: int
     label: str
     run_id: UUID
     known: bool = False
+    inner: tuple[int, ...] = ()
+
+    @property
+    def index(self) -> tuple[int, ...]:
+        """Positions from the source down, as in `Failure.index`."""
+        return self.position, *self.inner
+
+    def item(self, position: int) -> SourceCall:
+        """One of its items, as something that is expanded further."""
+        return SourceCall(
+            self.position,
+            f"{self.label} {position}",
+            item_run_id(self.run_id, position),
+            inner=(*self.inner, position),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive items of a list that stays on the workers.
+
+    Args:
+        label: short name of what gave the list.
+        offset: which of its unit's lists it is.
+        start: position of the first item in that list.
+        stop: position after the last one.
+        size: how many items the list had when it was found.
+    """
+
+    label: str
+    offset: int
+    start: int
+    stop: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +116,16 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class ExpandCall:
-    """Run an expanding stage on some sources.
+    """Run an expanding stage on some sources, or on some items of an outer stage.
 
     Args:
         stage: position of the stage.
         sources: what is to be known of each.
-        items: the sources themselves, as a packed list.
+        items: the sources themselves, as a packed list; nothing where they are `part` of a list.
         inline: a list of at most so many items is worked on where it is found.
         recording: what Prefect sees of it.
         crashes: workers that died with it.
+        part: where the items are that are expanded; `None` for sources.
     """
 
     stage: int
@@ -96,6 +134,7 @@ class ExpandCall:
     inline: int
     recording: Recording
     crashes: int = 0
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +143,15 @@ class ProcessCall:
 
     Args:
         stage: position of the stage.
-        source: the source that the items are from.
-        offset: which of its unit's lists they are in.
-        start: position of the first item in that list.
-        stop: position after the last one.
-        size: how many items the list had when it was found.
+        source: what gave the items.
+        part: where they are.
         recording: what Prefect sees of it.
         crashes: workers that died with them.
     """
 
     stage: int
     source: SourceCall
-    offset: int
-    start: int
-    stop: int
-    size: int
+    part: Part
     recording: Recording
     crashes: int = 0
 

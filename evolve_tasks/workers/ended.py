@@ -21,7 +21,7 @@ def _name(run: str) -> str:
 
 
 def _keys(run: str, call: ExpandCall) -> list[str]:
-    return [_name(run), str(call.sources[0].position)]
+    return [_name(run), ".".join(map(str, call.sources[0].index))]
 
 
 def mark_ended(run: str, call: ExpandCall) -> None:

@@ -21,7 +21,9 @@ from prefect.tasks import MaterializingTask
 from prefect.transactions import AsyncTransaction, Transaction
 from prefect.utilities.annotations import quote
 from prefect.utilities.callables import call_with_parameters, get_call_parameters
+from prefect.utilities.engine import emit_task_run_state_change_event
 
+from evolve_tasks.workers.announcing import Announcement, announcer
 from evolve_tasks.workers.failing import made_speakable
 from evolve_tasks.workers.task_runs import enter_state, new_task_run
 from evolve_tasks.workers.timed import TimedThreads
@@ -71,12 +73,12 @@ def run_task(
     """
     parameters = call_parameters(task, item)
     if task.isasync:
-        kind = _AsyncEngine if recorded else _QuietAsyncEngine
+        kind = _BriefAsyncEngine if recorded else _QuietAsyncEngine
         engine = kind(task=task, parameters=parameters, task_run=task_run)
         engine.check = check
         value = run_coroutine(_run_async(engine))
     else:
-        kind_sync = _SyncEngine if recorded else _QuietSyncEngine
+        kind_sync = _BriefSyncEngine if recorded else _QuietSyncEngine
         engine_sync = kind_sync(task=task, parameters=parameters, task_run=task_run)
         engine_sync.check = check
         engine_sync.threads = threads
@@ -262,6 +264,62 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
         return await super().handle_success(_checked(self.check, result), transaction)
 
 
+class _BriefSyncEngine(_SyncEngine):
+    """Prefect's engine, which tells of short task runs once."""
+
+    announced: Announcement | None = None
+
+    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        return _enter_briefly(self, state)
+
+    def log_finished_message(self) -> None:
+        """A line for each item that is done would bury those that say something."""
+        if not self.state.is_completed():
+            super().log_finished_message()
+
+
+class _BriefAsyncEngine(_AsyncEngine):
+    """The same for async tasks."""
+
+    announced: Announcement | None = None
+
+    async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        return _enter_briefly(self, state)
+
+    def log_finished_message(self) -> None:
+        if not self.state.is_completed():
+            super().log_finished_message()
+
+
+def _enter_briefly(engine: _BriefSyncEngine | _BriefAsyncEngine, state: State[Any]) -> State[Any]:
+    """Enter a state; that it runs is told if it does so for a moment."""
+    task_run, before, follows = engine.task_run, engine.state, None
+    assert task_run is not None
+    enter_state(task_run, before, state)
+    if engine.announced is not None:
+        follows, engine.announced = engine.announced.settle(), None
+    if state.is_running():
+        engine.announced = Announcement(task_run, before, state)
+        announcer.later(engine.announced)
+    else:
+        emit_task_run_state_change_event(
+            task_run, initial_state=before, validated_state=state, follows=follows
+        )
+    return state
+
+
+def run_recorded(task: Task[..., Any], task_run: TaskRun) -> None:
+    """Run a task without parameters, whose value nobody asks for, as a task run.
+
+    Raises:
+        Exception: what the task raised.
+    """
+    engine = _BriefSyncEngine(task=task, parameters={}, task_run=task_run)
+    engine.check = lambda value: value
+    _run_sync(engine)
+    engine.result()
+
+
 class _QuietSyncEngine(_SyncEngine):
     """Prefect's engine, with everything but the events: nobody is told of the states."""
 
@@ -307,7 +365,7 @@ def record_failure(
     stand_in.task_key = task.task_key
     task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
     threads = TimedThreads()
-    engine = _SyncEngine(task=stand_in, parameters={}, task_run=task_run)
+    engine = _BriefSyncEngine(task=stand_in, parameters={}, task_run=task_run)
     engine.check = lambda value: value
     engine.threads = threads
     try:

@@ -15,12 +15,30 @@ import re
 import struct
 import threading
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import gettempdir
 
-_SLOT = struct.Struct("<qq")  # position of the source, counted from 1, and of the item
+_SLOT = struct.Struct("<qq")  # number of the source, counted from 1, and position of the item
 SLOTS = 1_024  # threads of a worker that are marked; a page or four
 SOURCE_ITSELF = -1
+_INNER = 1 << 61  # above any position of a source
+
+
+def number_of(index: tuple[int, ...]) -> int:
+    """Number under which a source is marked, or an item that is expanded further.
+
+    Args:
+        index: positions from the source down.
+
+    Example:
+        >>> number_of((3,)), number_of((3, 5)) != number_of((3, 6))
+        (3, True)
+    """
+    if len(index) == 1:
+        return index[0]
+    digest = blake2b(repr(index).encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 2) | _INNER
 
 
 def marks_path(run: str, address: str) -> Path:
@@ -97,7 +115,7 @@ def take_marks(path: Path) -> set[tuple[int, int]] | None:
         path: the file.
 
     Returns:
-        Positions of sources and items; `None` if there is no such file on this machine.
+        Numbers of sources and positions of items; `None` if there is no such file on this machine.
     """
     try:
         content = path.read_bytes()

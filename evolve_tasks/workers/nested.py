@@ -24,6 +24,7 @@ from evolve_tasks.workers.calls import (
     NestedBatch,
     NestedResult,
     Orphans,
+    Part,
     ProcessCall,
     Recording,
     Span,
@@ -64,7 +65,7 @@ class NestedCall:
 
 def run_sources(run: str, call: NestedCall) -> NestedResult:
     """Run sources as a Dask task that submits Dask tasks."""
-    expansion = runtime_of(run).expand(call.expand)
+    expansion = runtime_of(run).expand(call.expand, call.expand.items.value())
     result = NestedResult(expansion.measure)
     if any(end.size > end.ended for end in expansion.measure.ends):
         # The worker's own client: shared by all tasks on it, and closed with it.
@@ -152,10 +153,13 @@ class _Children:
         call = ProcessCall(
             stage=self._stage.position,
             source=source,
-            offset=action.offset,
-            start=action.start,
-            stop=action.stop,
-            size=len(self._expansion.lists[action.offset]),
+            part=Part(
+                source.label,
+                action.offset,
+                action.start,
+                action.stop,
+                len(self._expansion.lists[action.offset]),
+            ),
             recording=Recording(
                 each=each,
                 unit=uuid4() if seen else None,

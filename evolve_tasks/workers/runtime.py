@@ -34,8 +34,7 @@ from evolve_tasks.workers.calls import (
 from evolve_tasks.workers.context import tracking_alone
 from evolve_tasks.workers.engines import record_failure
 from evolve_tasks.workers.failing import failure_from
-from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks
-from evolve_tasks.workers.task_runs import OpenRun, run_as_unit
+from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks, number_of
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
     NOTHING,
@@ -43,6 +42,7 @@ from evolve_tasks.workers.transport import (
     Unpicklable,
     require_picklable,
 )
+from evolve_tasks.workers.unit_runs import OpenRun, run_as_unit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,14 +92,14 @@ class Runtime:
             lambda: [BoundStage(stage, signals, self._threads) for stage in spec.stages]
         )
 
-    def expand(self, call: ExpandCall) -> Expansion:
-        """Run an expanding stage on one source."""
-        self._mark(call.sources[0].position, SOURCE_ITSELF)
-        return self._in_context(self._expand, call)
+    def expand(self, call: ExpandCall, items: Sequence[Any]) -> Expansion:
+        """Run an expanding stage on each of some sources, or of some items."""
+        self._mark(call.sources[0], SOURCE_ITSELF)
+        return self._in_context(self._expand, call, items)
 
     def process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
         """Run the last stage on each of some items."""
-        self._mark(call.source.position, call.start)
+        self._mark(call.source, call.part.start)
         return self._in_context(self._process, call, items)
 
     def open_run(self, stage: int, label: str) -> OpenRun:
@@ -120,15 +120,16 @@ class Runtime:
             if self._marks is not None:
                 self._marks.clear()
 
-    def _mark(self, source: int, item: int) -> None:
+    def _mark(self, source: SourceCall, item: int) -> None:
         """Note what this thread is at, for those who ask when the worker is dead."""
         if self._marks is not None:
-            self._marks.at(source, item)
+            self._marks.at(number_of(source.index), item)
 
-    def _expand(self, call: ExpandCall) -> Expansion:
+    def _expand(self, call: ExpandCall, given: Sequence[Any]) -> Expansion:
         bound = self._bound[call.stage]
         span = self._begin()
-        ended = self._as_unit(bound, call.recording, unit_name(bound.stage, call), self._each)(call)
+        name = unit_name(bound.stage, call)
+        ended = self._as_unit(bound, call.recording, name, self._each)(call, given)
         span.ended = time.time()
         ends: list[SourceEnd] = []
         lists: list[Any] = []
@@ -143,10 +144,11 @@ class Runtime:
                     if self.spec.journaled:
                         end.token = items_token(items)
                 else:
-                    end.failure = self._failed(bound, (source.position,), one.item, one.ran)
+                    end.failure = self._failed(bound, source.index, one.item, one.ran)
                     if self._needs_own_run(bound, call.recording):
                         error = one.ran.error
-                        self._record_failure(bound, source.run_id, source.label, None, error)
+                        upstream = call.recording.upstream
+                        self._record_failure(bound, source.run_id, source.label, upstream, error)
                         end.has_run = True
             if one.worked_on is not None:
                 inline.append((source, one.worked_on, items))
@@ -165,13 +167,13 @@ class Runtime:
         )
         return Expansion(lists, measure)
 
-    def _each(self, call: ExpandCall) -> list[_Expanded]:
+    def _each(self, call: ExpandCall, given: Sequence[Any]) -> list[_Expanded]:
         """Expand each source, and work on short lists at once."""
         bound = self._bound[call.stage]
         here = self._bound[call.stage + 1] if call.inline else None
         ended: list[_Expanded] = []
         failed = False
-        for source, item in zip(call.sources, call.items.value(), strict=True):
+        for source, item in zip(call.sources, given, strict=True):
             if failed or source.known or self.stopped():
                 ended.append(_Expanded(item))
                 continue
@@ -179,7 +181,7 @@ class Runtime:
             one = _Expanded(item)
             ended.append(one)
             begun = time.perf_counter()
-            self._mark(source.position, SOURCE_ITSELF)
+            self._mark(source, SOURCE_ITSELF)
             with UnitContext(bound, call.recording, source.run_id, name) as unit:
                 one.ran = ran = unit.run(item, source.run_id, name)
             one.parse_s = time.perf_counter() - begun
@@ -205,31 +207,31 @@ class Runtime:
             return NOTHING
         here = self._bound[call.stage + 1]
         _refuse_unpicklable(here.stage.name, [ran for _, rans, _ in inline for ran in rans])
-        end_of = {source.position: end for source, end in zip(call.sources, ends, strict=True)}
-        values: dict[int, list[Any]] = {}
+        end_of = {source.index: end for source, end in zip(call.sources, ends, strict=True)}
+        values: dict[tuple[int, ...], list[Any]] = {}
         upstream = call.recording.unit or call.recording.within
         for source, rans, items in inline:
-            end = end_of[source.position]
+            end = end_of[source.index]
             end.failures, end.recorded = self._failures(
                 here, _in_passing(call), source, upstream, rans, items, 0
             )
-            values[source.position] = [ran.value for ran in rans if ran.error is None]
-        return Packed.of([values.get(source.position, []) for source in call.sources])
+            values[source.index] = [ran.value for ran in rans if ran.error is None]
+        return Packed.of([values.get(source.index, []) for source in call.sources])
 
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
-        bound = self._bound[call.stage]
+        bound, start = self._bound[call.stage], call.part.start
         span = self._begin()
         if len(items) == 1:
-            label = self._label(call.source, call.start, items[0])
+            label = self._label(call.source, start, items[0])
         else:
-            label = f"{call.source.label} {call.start}-{call.stop - 1}"
+            label = f"{call.source.label} {start}-{call.part.stop - 1}"
         name = f"{bound.stage.name}[{label}]"
 
         def body(call: ProcessCall) -> tuple[list[Ran], float]:
             log_run_id = call.recording.unit or call.recording.upstream or call.source.run_id
             with UnitContext(bound, call.recording, log_run_id, name) as unit:
                 begun = time.perf_counter()
-                ended = self._work_on(bound, unit, call.source, items, call.start)
+                ended = self._work_on(bound, unit, call.source, items, start)
                 return ended, time.perf_counter() - begun
 
         ended, worked_s = self._as_unit(bound, call.recording, name, body)(call)
@@ -242,7 +244,7 @@ class Runtime:
             call.recording.upstream,
             ended,
             items,
-            call.start,
+            start,
         )
         return BatchResult(
             Packed.of([ran.value for ran in ended if ran.error is None]),
@@ -270,7 +272,7 @@ class Runtime:
             name = (
                 f"{bound.stage.name}[{self._label(source, position, item)}]" if unit.named else ""
             )
-            self._mark(source.position, position)
+            self._mark(source, position)
             ran = unit.run(item, item_run_id(source.run_id, position), name)
             ended.append(ran)
             if ran.error is not None and self.spec.fail_fast:
@@ -318,7 +320,7 @@ class Runtime:
             if ran.error is None:
                 continue
             item = items[position - start]
-            failures.append(self._failed(bound, (source.position, position), item, ran))
+            failures.append(self._failed(bound, (*source.index, position), item, ran))
             if self._needs_own_run(bound, recording):
                 run_id = item_run_id(source.run_id, position)
                 label = self._label(source, position, item)

@@ -154,8 +154,7 @@ def _run_task(submission: Submission, upstream: list[Any], threads: TimedThreads
     task = submission.task
     parameters = _filled(submission.parameters, upstream)
     wait_for = _filled(submission.wait_for, upstream)
-    # A task run that exists already is not announced: its first event is that it runs, which
-    # spares the API one of three events for each.
+    # A task run that exists already is not announced: its first event is that it runs.
     task_run = _create_task_run_locally(
         task=task,
         id=submission.run_id,

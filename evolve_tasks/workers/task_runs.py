@@ -1,25 +1,17 @@
-"""Run a user's task on one item: as a Prefect task run, or with its semantics but unrecorded."""
+"""Prefect's record of a task run: how it is made, and what is noted when its state changes."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from contextvars import Context
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar, cast
-from uuid import UUID, uuid4
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import Task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy, TaskRunResult
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.states import Pending
-from prefect.task_engine import run_task_sync
 from prefect.utilities.callables import get_call_parameters
-
-R = TypeVar("R")
 
 
 def first_parameter(task: Task[..., Any]) -> str:
@@ -43,8 +35,7 @@ def new_task_run(
         upstream: the task run that gave its input.
 
     Returns:
-        A pending task run. It is not sent: its first event is that it runs, which spares the
-        API one of three events for each.
+        A pending task run. It is not sent: nobody has to hear that something is about to run.
     """
     flow_context = FlowRunContext.get()
     flow_run = flow_context.flow_run if flow_context else None
@@ -84,69 +75,6 @@ def new_task_run(
         created=now,
         updated=now,
     )
-
-
-def run_as_unit(
-    task: Task[..., Any],
-    *,
-    run_id: UUID,
-    name: str,
-    upstream: UUID | None,
-    body: Callable[[], R],
-) -> R:
-    """Run something as one task run under a task's name, with nothing else of the task.
-
-    It has no tags: they are limits on concurrency, which its items take themselves.
-    """
-    results: list[R] = []
-    unit = Task(
-        fn=lambda: results.append(body()),
-        name=task.name,
-        version=task.version,
-        retries=0,
-        log_prints=task.log_prints,
-        persist_result=False,
-        cache_policy=NO_CACHE,
-    )
-    task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
-    task_run.tags = []
-    task_run.empirical_policy = TaskRunPolicy(retries=0)
-    run_task_sync(unit, task_run=task_run, parameters={})
-    return results[0]
-
-
-class OpenRun:
-    """A task run that lasts until it is closed, whatever is done meanwhile.
-
-    Prefect's engine runs it in a thread of its own, where it waits.
-
-    Args:
-        task: the task under whose name it stands.
-        stage: name of its stage.
-        label: what its name has in brackets.
-        context: context variables of the flow run; not used by anybody else.
-    """
-
-    def __init__(self, task: Task[..., Any], stage: str, label: str, context: Context) -> None:
-        self.run_id = uuid4()
-        self.label = label
-        name = f"{stage}[{label}]"
-        self._over = threading.Event()
-        run = partial(
-            run_as_unit,
-            task,
-            run_id=self.run_id,
-            name=name,
-            upstream=None,
-            body=self._over.wait,
-        )
-        self._thread = threading.Thread(target=context.run, args=(run,), name=f"evolve-{name}")
-        self._thread.start()
-
-    def close(self) -> None:
-        """End it; it is completed when this returns."""
-        self._over.set()
-        self._thread.join()
 
 
 def enter_state(task_run: TaskRun, last: State[Any], new: State[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from evolve_tasks.errors import ItemsChanged
 from evolve_tasks.workers.calls import (
@@ -10,6 +11,7 @@ from evolve_tasks.workers.calls import (
     ExpandCall,
     Expansion,
     Measure,
+    Part,
     ProcessCall,
     Slice,
 )
@@ -18,11 +20,14 @@ from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.transport import Packed
 
 
-def expand(run: str, call: ExpandCall) -> Expansion:
-    """Run an expanding stage; its items stay here."""
+def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -> Expansion:
+    """Run an expanding stage on what comes along, or on a part of what was found; it stays here."""
     if call.inline and ended_before(run, call):
         call = replace(call, inline=0)
-    expansion = runtime_of(run, call.crashes).expand(call)
+    items = call.items.value()
+    if call.part is not None and found is not None:
+        items = taken(found, call.part)
+    expansion = runtime_of(run, call.crashes).expand(call, items)
     if any(end.ended for end in expansion.measure.ends):
         mark_ended(run, call)
     return expansion
@@ -33,26 +38,30 @@ def measure(expansion: Expansion) -> Measure:
     return expansion.measure
 
 
-def cut(expansion: Expansion, call: ProcessCall) -> Slice:
-    """Cut a batch out of a long list where the list is, so that only this much travels.
+def cut(expansion: Expansion, part: Part) -> Slice:
+    """Cut a part out of a long list where the list is, so that only this much travels.
 
     Raises:
         ItemsChanged: the list was lost with its worker, and parsing again gave another one.
     """
-    items = expansion.lists[call.offset]
-    if len(items) != call.size:
+    items = expansion.lists[part.offset]
+    if len(items) != part.size:
         raise ItemsChanged(
-            f"{call.source.label} gave {call.size} items, and {len(items)} when it was parsed again"
+            f"{part.label} gave {part.size} items, and {len(items)} when it was parsed again"
             " after a worker had died with them, so that positions mean nothing any more; let a "
             "source give the same items each time"
         )
-    return Slice(items[call.start : call.stop])
+    return Slice(items[part.start : part.stop])
+
+
+def taken(found: Expansion | Slice, part: Part) -> Any:
+    """The items of a part, whether it was cut out already or not."""
+    return found.items if isinstance(found, Slice) else cut(found, part).items
 
 
 def process(run: str, call: ProcessCall, found: Expansion | Slice) -> BatchResult:
     """Run the last stage on some of the items that stay on the workers."""
-    items = found.items if isinstance(found, Slice) else cut(found, call).items
-    return runtime_of(run, call.crashes).process(call, items)
+    return runtime_of(run, call.crashes).process(call, taken(found, call.part))
 
 
 def process_items(run: str, call: ProcessCall, items: Packed) -> BatchResult:

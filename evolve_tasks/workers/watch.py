@@ -1,5 +1,7 @@
 """What the Dask scheduler does for a run: a scheduler plugin.
 
+It gives the run its turn among others: `priorities` says how.
+
 It tells the run of a worker's death at once. Dask runs a task again on other workers and gives up
 when the fourth has died with it; by then a poisonous item has taken down four workers, each time
 with all that ran beside it, and nobody has looked which item of the batch it was.
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from itertools import count
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
@@ -23,12 +26,16 @@ from distributed.protocol.pickle import dumps
 
 from evolve_tasks.workers.ended import forget_marks
 from evolve_tasks.workers.plugin import StopMark, stop_name
+from evolve_tasks.workers.priorities import in_turn
 
 # How often queues are evened out at the most; Dask itself did so ten times a second for years.
 EVEN_OUT_S = 0.1
 
 CLEARING_S = 60.0  # how long units that run already may take to see that they have been left
 PAUSE_S = 0.5
+
+# Submissions of all runs that this scheduler has seen.
+_turns = count()
 
 _OF_A_RUN = re.compile("-[0-9a-f]{12}$")
 
@@ -45,13 +52,15 @@ class RunWatch(SchedulerPlugin):
         run: unique name of the run; the keys of its tasks are tuples whose first part ends so.
         client: id of the client that drives it.
         plugins: names of the worker plugins that go with it.
+        importance: its priority beside other runs.
     """
 
-    def __init__(self, run: str, client: str, plugins: list[str]) -> None:
+    def __init__(self, run: str, client: str, plugins: list[str], importance: int = 0) -> None:
         self.name = watch_name(run)
         self._run = run
         self._client = client
         self._plugins = plugins
+        self._importance = importance
         self._clearing: asyncio.Task[None] | None = None
         self._scheduler: Scheduler | None = None
         self._evening_out: asyncio.TimerHandle | None = None
@@ -64,16 +73,20 @@ class RunWatch(SchedulerPlugin):
         logging.getLogger("distributed.scheduler").addFilter(worth_logging)
 
     def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
-        """Let tasks that have just been submitted fail at the first death of their worker.
+        """Give tasks that have just been submitted their turn, and have them fail at once.
 
-        The scheduler counts the deaths of each task. It begins to count where its patience
-        ends; tasks of others keep theirs.
+        They fail at the first death of their worker. The scheduler counts the deaths of each
+        task, and begins to count where its patience ends; tasks of others keep theirs.
         """
-        for key in tasks:
-            if self._is_ours(key):
-                task = scheduler.tasks.get(key)
-                if task is not None:
-                    task.suspicious = scheduler.allowed_failures
+        ours = [scheduler.tasks[key] for key in tasks if self._is_ours(key)]
+        if not ours:
+            return
+        turn = next(_turns)
+        for task in ours:
+            task.suspicious = scheduler.allowed_failures
+            assert task.priority is not None, "the scheduler has just given it one"
+            level, place = task.priority[0], task.priority[-1]
+            task.priority = (*in_turn(-int(level), turn, self._importance), place)
 
     def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
         """Look for a queue to even out when one of our tasks has ended: its worker may be idle."""

@@ -26,6 +26,7 @@ import sys
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import prod
 from random import Random
 from typing import Any, NamedTuple, NoReturn
 
@@ -286,7 +287,7 @@ class Simulation:
         self._pulling = 0
         self._arriving = 0  # sources that came and whose expansion has to begin
         self._flying = 0
-        self._expanding = 0
+        self._expanding = [0] * self._last
         self._processing = 0
         self._overtaking = 0  # expansions in a row that began before items that waited
         self._waiting = [0] * program.stages
@@ -298,8 +299,8 @@ class Simulation:
         self._ended = False
         self._stopped = False
         self._given = 0
-        self._known = 0
-        self._fan_outs = 0
+        self._known = [0] * self._last  # expansions that ended, and what they gave
+        self._fan_outs = [0] * self._last
         self._most_unknown = 0
         self._hurried = False
         self._left = self._left_of = 0.0  # of lists that were to be worked on where they are found
@@ -487,7 +488,7 @@ class Simulation:
         self._order.remove(PULL)
         self._pulling = 0
         self._flying -= asked
-        self._expanding -= asked
+        self._expanding[0] -= asked
         self._ended = ended
         self._tallies[0][0] += count
         for number in range(position, position + count):
@@ -602,8 +603,8 @@ class Simulation:
             self._lost += 1
             self._note(source, 0, 0, [], [(source,)])
         else:
-            self._known += 1
-            self._fan_outs += one.size
+            self._known[action.stage] += 1
+            self._fan_outs[action.stage] += one.size
             tally[3 if one.known else 1] += 1
             inner = self._tallies[action.stage + 1]
             inner[0] += one.size
@@ -720,7 +721,7 @@ class Simulation:
         if self._alone == unit:
             self._alone = None
         if isinstance(action, Expand):
-            self._expanding -= action.stop - action.start
+            self._expanding[action.stage] -= action.stop - action.start
 
     def _live(self, subtrees: tuple[_Subtree, ...], more: int) -> None:
         for subtree in subtrees:
@@ -750,7 +751,7 @@ class Simulation:
 
     def _standing(self) -> tuple[int, int, bool]:
         last = self._tallies[self._last]
-        expanding = self._expanding or self._arriving or any(self._waiting[1 : self._last])
+        expanding = any(self._expanding) or self._arriving or any(self._waiting[1 : self._last])
         expanding = expanding or any(one.stage < self._last for one in self._again)
         return last[2] + self._lost, last[0] + self._lost, self._ended and not expanding
 
@@ -772,14 +773,19 @@ class Simulation:
 
     def _enough(self) -> bool:
         """Whether there are enough batches to find out how long items take (rule 2)."""
-        return self._probing() and self._processing >= max(self._busy_threads(), self._known)
+        return self._probing() and self._processing >= max(self._busy_threads(), self._known[-1])
 
     def _probing(self) -> bool:
         """Whether work is held back until it is known how long an item takes (rule 2)."""
         sizes_follow = self.program.batch is None and self._window.in_flight is None
         if self._hurried or not sizes_follow or self._durations[self._last].mean_s is not None:
             return False
-        return self._fan_outs > 0 or self._durations[0].mean_s is None
+        for stage in range(self._last):
+            if self._durations[stage].mean_s is None:
+                return True
+            if self._fan_outs[stage] == 0:
+                return False
+        return True
 
     def _ceiling(self) -> int:
         if self._window.in_flight is None:
@@ -848,8 +854,12 @@ class Simulation:
                 case SourceDone(source):
                     known = source < len(self._sources)
                     self._close(self._sources[source] if known else None, action)
-            if not self._known:
-                self._most_unknown = max(self._most_unknown, self._expanding)
+            unknown = sum(
+                expanding
+                for expanding, known in zip(self._expanding, self._known, strict=True)
+                if not known
+            )
+            self._most_unknown = max(self._most_unknown, unknown)
             for now, bound, before in zip(
                 self._in_flight(self._arriving), self._bounds, taken, strict=True
             ):
@@ -887,15 +897,15 @@ class Simulation:
             self._again.insert(0, replace(one, start=action.stop))
         if one.alone:
             self._alone = action.unit
-        elif isinstance(action, Expand) and not self._may_expand_again():
+        elif isinstance(action, Expand) and not self._may_expand_again(action.stage):
             self._broken(f"{action} with {sum(self._waiting)} items waiting")
         self._begin_unit(action)
         self._processing += isinstance(action, Process)
         return True
 
-    def _may_expand_again(self) -> bool:
-        alone = not self._expanding and not self._queues[self._last]
-        return alone or self._may_expand()
+    def _may_expand_again(self, stage: int) -> bool:
+        alone = not any(self._expanding) and not self._queues[self._last]
+        return alone or self._may_expand(stage)
 
     def _look_at_sources(self, action: Expand) -> None:
         if not self._arriving:
@@ -925,30 +935,36 @@ class Simulation:
             self._overtaking += 1
             if self._overtaking > self._window.threads // 2:
                 self._broken(f"{action} overtakes items of which none is in flight, again")
-        if not self._may_expand():
+        if not self._may_expand(action.stage if isinstance(action, Expand) else 0):
             self._broken(f"{action} with {sum(self._waiting)} items waiting")
 
-    def _expected(self) -> int:
-        return max(1, -(-self._fan_outs // self._known)) if self._known else UNKNOWN_FAN_OUT
+    def _expected(self, stage: int) -> int:
+        known, given = self._known[stage], self._fan_outs[stage]
+        return max(1, -(-given // known)) if known else UNKNOWN_FAN_OUT
 
-    def _expected_to_wait(self) -> int:
+    def _expected_to_wait(self, stage: int) -> int:
         """What of an expansion's items is expected to wait."""
         item_s = self._durations[self._last].mean_s
         units_alone = self._window.in_flight is None and self.program.batch is None
-        here = units_alone and self._last == 1 and self._expected() <= inline_items(item_s)
-        return -int(-self._left // self._left_of) if here and self._left_of else self._expected()
+        leads = units_alone and stage + 1 == self._last
+        here = leads and self._expected(stage) <= inline_items(item_s)
+        if here and self._left_of:
+            return -int(-self._left // self._left_of)
+        return self._expected(stage)
 
-    def _fits(self, more: int) -> bool:
+    def _fits(self, stage: int, more: int) -> bool:
         """Whether what so many further expansions are expected to leave fits into the buffer."""
-        coming = (self._expanding + more) * self._expected_to_wait()
+        coming = more * self._expected_to_wait(stage)
+        for other, number in enumerate(self._expanding):
+            coming += number * self._expected_to_wait(other)
         return sum(self._waiting) + coming <= self.program.buffered
 
-    def _may_expand(self) -> bool:
-        if self._expanding == 0:
+    def _may_expand(self, stage: int) -> bool:
+        if not any(self._expanding):
             inner = any(self._waiting[1 : self._last])
             below = sum(self._waiting) <= self.program.buffered
             return below or (inner and not self._queues[self._last])
-        return self._fits(1)
+        return self._fits(stage, 1)
 
     def _look_at_pull(self, action: Pull) -> None:
         if self._ended or self._pulling:
@@ -957,32 +973,36 @@ class Simulation:
             self._broken("sources are asked for while inner items wait")
         if sum(self._waiting) > self.program.buffered:
             self._broken("sources are asked for above the bound of the buffer")
-        most, wanted, room = action.most, self._group(), self._room()
-        if not 1 <= most <= min(wanted, room):
-            self._broken(f"{action}: a group is {wanted}, there is room for {room}")
-        if most > 1 and not self._fits(most):
-            self._broken(f"{action}: more than the buffer is expected to hold")
-        if most < min(wanted, room) and self._fits(most + 1):
-            self._broken(f"{action}: there is room for {room} and a group is {wanted}")
-        self._pulling = most
-        self._order.append(PULL)
-        self._flying += most
-        self._expanding += most
-
-    def _group(self) -> int:
-        """Sources in one unit, by own books."""
-        parse_s, item_s = self._durations[0].mean_s, self._durations[self._last].mean_s
-        if self.program.batch is not None or self._last > 1 or parse_s is None:
-            return 1
-        if item_s is None and self._fan_outs > 0:
-            return 1  # nobody knows whether lists are short
         left = None
         if self.program.sources_known:
             left = max(1, self.program.sources - len(self._sources))
+        self._look_at_group(action, 0, action.most, min(self._group(0, left), self._room()))
+        self._pulling = action.most
+        self._order.append(PULL)
+        self._flying += action.most
+        self._expanding[0] += action.most
+
+    def _look_at_group(self, action: Action, stage: int, size: int, most: int) -> None:
+        """Whether as much begins together as is worth it and fits."""
+        if not 1 <= size <= most:
+            self._broken(f"{action}: it may be {most}")
+        if size > 1 and not self._fits(stage, size):
+            self._broken(f"{action}: more than the buffer is expected to hold")
+        if size < most and self._fits(stage, size + 1):
+            self._broken(f"{action}: it may be {most}, and they fit")
+
+    def _group(self, stage: int, left: int | None) -> int:
+        """Sources, or inner items, in one unit, by own books."""
+        parse_s, item_s = self._durations[stage].mean_s, self._durations[self._last].mean_s
+        if self.program.batch is not None or parse_s is None:
+            return 1
+        leads, expected = stage + 1 == self._last, self._expected(stage)
+        if leads and item_s is None and self._fan_outs[stage] > 0:
+            return 1  # nobody knows whether lists are short
         ceiling = min(self._ceiling(), LARGEST_GROUP)
-        if item_s is not None and self._expected() <= inline_items(item_s):
-            parse_s += self._expected() * item_s
-        elif item_s is not None and left is not None:
+        if leads and item_s is not None and expected <= inline_items(item_s):
+            parse_s += expected * item_s
+        elif left is not None and (item_s is not None or not leads):
             ceiling = min(ceiling, -(-left // (AHEAD * self._window.threads)))
         return unit_size(parse_s, left, self._window.threads, ceiling)
 
@@ -998,10 +1018,13 @@ class Simulation:
         items = self._queues[deepest][0]
         inline = 0 if items.crashes else self._inline_of(deepest)
         first = items.todo[0]
-        place = (items.source, *items.key, first, first + 1, inline, items.crashes)
-        if action[2:] != place:
-            self._broken(f"{action} is not the next: that is {place}")
-        self._submit(items, 1)
+        place = (items.source, *items.key, first)
+        if action[2:6] != place or action[7:] != (inline, items.crashes):
+            self._broken(f"{action} is not the next: that is {place}, {inline} items inline")
+        size = action.stop - action.start
+        most = min(self._group(deepest, self._waiting[deepest]), self._room())
+        self._look_at_group(action, deepest, size, min(most, len(items.run(items.size))))
+        self._submit(items, size)
         self._begin_unit(action)
 
     def _look_at_process(self, action: Process) -> None:
@@ -1030,7 +1053,8 @@ class Simulation:
         left = len(items.run(items.size))
         if self.program.batch is None:
             mean_s, threads = self._durations[self._last].mean_s, self._window.threads
-            return min(left, unit_size(mean_s, sum(self._waiting), threads, self._ceiling()))
+            waiting = self._waiting[self._last]
+            return min(left, unit_size(mean_s, waiting, threads, self._ceiling()))
         return min(left, self.program.batch, self._window.in_flight or left)
 
     def _submit(self, items: _Items, count: int) -> None:
@@ -1049,7 +1073,7 @@ class Simulation:
         self._order.append(action.unit)
         self._flying += action.stop - action.start
         if isinstance(action, Expand):
-            self._expanding += action.stop - action.start
+            self._expanding[action.stage] += action.stop - action.start
             turn = self._expansions() - bool(self._pulling) <= AHEAD * self._busy_threads()
             if self.core.keeps(action.unit) != turn:
                 self._broken(f"{action} {'does not take' if turn else 'takes'} its turn")
@@ -1093,7 +1117,9 @@ class Simulation:
         if program.fan_out is not None and program.adopted is None and not self._surprised:
             size = program.fan_out
             unknown = min(self._most_unknown, max(1, program.buffered // UNKNOWN_FAN_OUT))
-            bound = max(program.buffered + size, unknown * size) + (self._last - 1) * size
+            more = unknown * max(0, size - UNKNOWN_FAN_OUT)  # than was expected of them
+            bound = max(program.buffered + max(size, more), unknown * size)
+            bound += (self._last - 1) * size
             if waiting > bound:
                 self._broken(f"{waiting} items wait, the bound is {bound}")
         # Nothing is kept but what is open: each open list has something waiting or in flight.
@@ -1111,10 +1137,13 @@ class Simulation:
             self._check_nothing_is_missing()
 
     def _check_expected_items(self) -> None:
-        expected = sum(self._waiting)
-        if self.program.sources_known and self._known and self.program.adopted is None:
-            to_come = self.program.sources - len(self._sources)
-            expected += max(0, to_come) * self._expected()
+        expected = self._waiting[self._last]
+        to_come = [0, *self._waiting[1 : self._last]]
+        if self.program.sources_known and self.program.adopted is None:
+            to_come[0] = max(0, self.program.sources - len(self._sources))
+        for stage, number in enumerate(to_come):
+            if all(self._known[stage:]):
+                expected += number * prod(map(self._expected, range(stage, self._last)))
         if self.core.expected_items != expected:
             self._broken(f"expected are {self.core.expected_items} items, by own books {expected}")
 
@@ -1128,7 +1157,9 @@ class Simulation:
         if room <= 0:
             return
         if one := self._next_again():
-            fits = one.size <= room if one.stage == self._last else self._may_expand_again()
+            fits = (
+                one.size <= room if one.stage == self._last else self._may_expand_again(one.stage)
+            )
             if fits:
                 self._broken(f"room for {room}, and {one} does not run again")
             if one.stage == self._last:
@@ -1138,15 +1169,18 @@ class Simulation:
             self._broken(f"room for {room}, and items wait")
         more = any(self._waiting[1 : self._last]) or not (self._ended or self._pulling)
         wanted = self._expansions() < self._most_expansions()
-        if more and wanted and not self._again and self._may_expand():
+        inner = [stage for stage in range(1, self._last) if self._waiting[stage]]
+        may = self._may_expand(max(inner, default=0))
+        if more and wanted and not self._again and may:
             self._broken(f"room for {room}, and no expansion begins")
 
     def _check_end(self) -> None:
         core = self.core
-        kept = ("_lists", "_lists_of", "_units", "_waiting_items", "_flying", "_expanding")
-        kept += ("_expansions", "_kept")
+        kept = ("_lists", "_lists_of", "_units", "_flying", "_expansions", "_kept")
         kept += ("_suspects", "_alone")
         left = {name: value for name in kept if (value := getattr(core, name))}
+        left |= {name: any(getattr(core, name)) for name in ("_waits", "_expanding")}
+        left = {name: value for name, value in left.items() if value}
         if left or any(core._waiting) or core._pulling:
             self._broken(f"at the end there is still {left or 'something'}")
         open_ones = [s for s in [*self._sources, *self._given_by.values()] if not s.closed]

@@ -134,7 +134,7 @@ def test_the_pace_is_kept_singly_and_by_the_batch_and_comes_back() -> None:
     assert not ledger.each_item(2, True)
     assert ledger.degraded is None, "nothing was recorded by the batch yet"
     assert ledger.unit(True)
-    assert ledger.degraded == "the 360 events a minute of events_per_minute are spent"
+    assert ledger.degraded == f"the {120 * EVENTS} events a minute of events_per_minute are spent"
     assert not ledger.unit(True)
     assert ledger.unseen_units == 1
     now[0] += 10.0

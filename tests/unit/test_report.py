@@ -191,7 +191,7 @@ def test_what_is_gathered_does_not_grow_with_the_run() -> None:
         story = Story(0.0, ["parse", "process"])
         for position in range(sources):
             at = when(position / 100, position / 100 + 0.005)
-            sizes = {position: position % 40}
+            sizes: list[tuple[int, int | None]] = [(position, position % 40)]
             story.expanded(at, sizes, parse_s=0.001, inline_s=0, inline=0, failed=0)
             story.processed(at, position, f"file {position} 0", 1, 0.01, failed=1)
             error = f"Error{position}"
@@ -205,7 +205,7 @@ def test_what_is_gathered_does_not_grow_with_the_run() -> None:
 def test_the_slowest_are_found_and_the_kinds_of_failure_told_apart() -> None:
     story = Story(0.0, ["parse", "process"])
     for position in range(30):
-        story.expanded(when(), {position: 2}, parse_s=1.0, inline_s=0, inline=0, failed=0)
+        story.expanded(when(), [(position, 2)], parse_s=1.0, inline_s=0, inline=0, failed=0)
         story.processed(when(), position, f"{position} 0-1", 2, 2.0 * position, failed=0)
         story.source_done(position, f"file {position}")
     for number in range(GROUPS + 5):
@@ -235,7 +235,7 @@ def test_the_slowest_are_found_and_the_kinds_of_failure_told_apart() -> None:
 def report_of(name: str) -> Report:
     """A report in which every text of others is this name."""
     story = Story(0.0, ["parse", name])
-    story.expanded(when(), {0: 3, 1: None}, parse_s=1.0, inline_s=0.5, inline=1, failed=2)
+    story.expanded(when(), [(0, 3), (1, None)], parse_s=1.0, inline_s=0.5, inline=1, failed=2)
     story.processed(when(1.0, 2.0), 0, name, 2, 1.0, failed=1)
     story.failed(name, name, name, name, "5bbb6a98-4e68-5b11-b1c7-b29aed451ac2")
     story.failed("parse", "Error", name, name, None)

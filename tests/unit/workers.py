@@ -72,13 +72,13 @@ class Workers:
     _found: int = 0
     _begun: int = 0
     _busy: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    _ready: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+    _ready: list[tuple[int, int, int, Callable[[], None]]] = field(default_factory=list)
 
     def run(self) -> Ran:
         self._do(self.core.begin())
         while True:
             while self._ready and len(self._busy) < self.threads:
-                heappop(self._ready)[2]()
+                heappop(self._ready)[3]()
             if not self._busy:
                 assert self.core.finished
                 self.ran.makespan_s = self._now
@@ -94,8 +94,9 @@ class Workers:
                 left = len(self.sources) - self.core.sources
                 todo += self.core.sources_arrived(min(action.most, left))
             elif isinstance(action, Expand):
+                kept = self.core.keeps(action.unit)
                 first = priorities.NESTED if self.nested else priorities.PROCESS
-                priority = first if self.core.keeps(action.unit) else priorities.EXPAND
+                priority = first if kept else priorities.EXPAND
                 self._submit(priority, partial(self._expand, action))
             elif isinstance(action, Process):
                 items = self.sources[action.source].items[action.start : action.stop]
@@ -105,7 +106,8 @@ class Workers:
 
     def _submit(self, priority: int, begin: Callable[[], None]) -> None:
         self._submitted += 1
-        heappush(self._ready, (-priority, self._submitted, begin))
+        first, turn = priorities.in_turn(priority, self._submitted, 0)
+        heappush(self._ready, (first, turn, self._submitted, begin))
 
     def _begin(self, took_s: float, ended: Callable[[], None]) -> None:
         self.ran.units += 1

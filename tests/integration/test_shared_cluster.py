@@ -1,0 +1,109 @@
+"""Two flow runs at once on one Dask cluster: both get on, and nothing of them stays there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, Scheduler
+from prefect import flow, tags, task
+from prefect.context import TagsContext
+from prefect.runtime import flow_run
+
+from evolve_tasks import EvolveTaskRunner, evolve
+from tests.integration.waiting import until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
+
+SOURCES, ITEMS = 40, 10
+ITEM_S = 0.02
+AHEAD = 40  # items of the first run that are done when the second begins
+
+Item = tuple[str, str]
+
+
+@task
+def ten(source: Item) -> list[Item]:
+    return [source] * ITEMS
+
+
+@task
+def noted(item: Item) -> tuple[str, list[str]]:
+    """Note when it ran, and tell in which flow run and with which tags."""
+    diary, name = item
+    time.sleep(ITEM_S)
+    with Path(diary, name).open("a") as lines:
+        lines.write(f"{time.time()}\n")
+    context = TagsContext.get()
+    return str(flow_run.name), sorted(context.current_tags)
+
+
+def times(diary: Path, name: str) -> list[float]:
+    path = diary / name
+    return [float(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def both(diary: Path, address: str, first: dict[str, Any], second: dict[str, Any]) -> float:
+    """Run both at once; give the second one's share of what was done while both had work."""
+    told: dict[str, Any] = {}
+
+    def night(name: str, options: dict[str, Any]) -> None:
+        @flow(name="shared", flow_run_name=name, task_runner=EvolveTaskRunner(address=address))
+        def shared() -> None:
+            with tags(f"tag-of-{name}"):
+                found = evolve(
+                    [(str(diary), name)] * SOURCES, ten, noted, record="sources", **options
+                )
+            told[name] = found.results
+
+        shared()
+
+    threads = [
+        threading.Thread(target=night, args=arguments)
+        for arguments in (("first", first), ("second", second))
+    ]
+    threads[0].start()
+    until(lambda: len(times(diary, "first")) >= AHEAD, "the first run is under way")
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    for name in ("first", "second"):
+        assert told[name] == [(name, [f"tag-of-{name}"])] * SOURCES * ITEMS
+    one, other = times(diary, "first"), times(diary, "second")
+    begun, over = min(other) - ITEM_S, min(max(one), max(other))
+    counts = [sum(begun <= when <= over for when in whens) for whens in (one, other)]
+    return counts[1] / sum(counts)
+
+
+def left_of_us(dask_scheduler: Scheduler) -> list[str]:
+    """What the scheduler keeps of runs."""
+    kept = [*dask_scheduler.plugins, *dask_scheduler.worker_plugins, *dask_scheduler.task_metadata]
+    return [str(task) for task in dask_scheduler.tasks] + [
+        name for name in kept if str(name).startswith("evolve-")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("as_completed", "nested"),
+        ("nested", "as_completed"),
+        ("nested", "nested"),
+        ("async", "async"),
+    ],
+)
+def test_both_get_on(first: str, second: str, tmp_path: Path, process_workers: str) -> None:
+    """Whoever comes later is not left waiting until the other has ended."""
+    share = both(tmp_path, process_workers, {"strategy": first}, {"strategy": second})
+    assert 0.25 <= share <= 0.75
+    with Client(process_workers) as client:
+        until(lambda: not client.run_on_scheduler(left_of_us), "nothing of them is left", 10)
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+def test_what_matters_more_goes_first(strategy: str, tmp_path: Path, process_workers: str) -> None:
+    options = {"strategy": strategy}
+    assert both(tmp_path, process_workers, options, {**options, "priority": 5}) >= 0.65
