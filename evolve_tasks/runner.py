@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Self, cast
 from uuid import UUID, uuid4
 
@@ -78,7 +79,8 @@ class EvolveTaskRunner(DaskTaskRunner):
         cluster_kwargs: what it is started with.
         adapt_kwargs: bounds for adaptive scaling.
         client_kwargs: arguments for the Dask client.
-        performance_report_path: where to write Dask's performance report.
+        performance_report_path: where to write Dask's performance report. It needs bokeh, on the
+            scheduler too: `pip install "evolve-tasks[dashboard]"`.
         cluster_block: name of a `DaskCluster` block. Not available yet.
 
     Raises:
@@ -148,6 +150,12 @@ class EvolveTaskRunner(DaskTaskRunner):
         The stock runner takes any default client of the process first, and with it another
         cluster than the one that it was given: that of a worker in this process, for one.
         """
+        if self.performance_report_path and find_spec("bokeh") is None:
+            # Dask would say so when everything has run.
+            raise InvalidInput(
+                f"performance_report_path={str(self.performance_report_path)!r}: Dask draws its "
+                "report with bokeh, which is not installed; run pip install bokeh, or leave it out"
+            )
         told = self.cluster_class is not None or bool(self.cluster_kwargs)
         given: Any = self._cluster if self._cluster is not None else self.address
         options = dict(self.client_kwargs)

@@ -37,7 +37,7 @@ def prefect_api() -> Iterator[str]:
 def thread_workers() -> Iterator[str]:
     """A scheduler with one worker of three threads in this process."""
     with LocalCluster(
-        processes=False, n_workers=1, threads_per_worker=3, dashboard_address=":0"
+        processes=False, n_workers=1, threads_per_worker=3, dashboard_address=None
     ) as cluster:
         yield cluster.scheduler_address
 
@@ -46,6 +46,6 @@ def thread_workers() -> Iterator[str]:
 def process_workers(prefect_api: str) -> Iterator[str]:
     """A scheduler with two worker processes of one thread."""
     with LocalCluster(
-        processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+        processes=True, n_workers=2, threads_per_worker=1, dashboard_address=None
     ) as cluster:
         yield cluster.scheduler_address

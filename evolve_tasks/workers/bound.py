@@ -103,7 +103,13 @@ class BoundStage:
     def run(self, item: Any, task_run: TaskRun, *, recorded: bool) -> Ran:
         """Run the task through Prefect's engine."""
         assert self.task is not None
-        run = partial(run_task, check=self.check_alone, recorded=recorded, threads=self._threads)
+        run = partial(
+            run_task,
+            check=self.check_alone,
+            recorded=recorded,
+            plain=self.quick,
+            threads=self._threads,
+        )
         try:
             # The engines leave context variables behind in async runs; a copy takes them along.
             value = copy_context().run(run, self.task, item, task_run)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import anyio.from_thread
 from prefect import Task
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext, TagsContext
-from prefect.results import ResultRecord  # type: ignore[attr-defined]
+from prefect.concurrency.context import ConcurrencyContext
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.logging.loggers import patch_print, task_run_logger
+from prefect.results import ResultRecord, get_result_store  # type: ignore[attr-defined]
 from prefect.settings.context import get_current_settings
+from prefect.states import Completed
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.tasks import MaterializingTask
 from prefect.transactions import AsyncTransaction, Transaction
 from prefect.utilities.annotations import quote
 from prefect.utilities.callables import call_with_parameters, get_call_parameters
-from prefect.utilities.engine import emit_task_run_state_change_event
+from prefect.utilities.engine import emit_task_run_state_change_event, should_log_prints
 
 from evolve_tasks.workers.announcing import Announcement, announcer
 from evolve_tasks.workers.failing import made_speakable
@@ -47,6 +51,7 @@ def run_task(
     *,
     check: Check,
     recorded: bool,
+    plain: bool,
     threads: TimedThreads,
 ) -> Any:
     """Run a task on an item, with everything that the task asks for.
@@ -63,6 +68,7 @@ def run_task(
             the engine, so that a task run whose value is refused is Failed in the UI too;
             wrapping the task's function instead would change its cache key.
         recorded: whether the API is told.
+        plain: whether the task has nothing that calling its function alone would leave out.
         threads: where an attempt runs that has a time limit, if the task is sync.
 
     Returns:
@@ -78,7 +84,9 @@ def run_task(
         engine.check = check
         value = run_coroutine(_run_async(engine))
     else:
-        kind_sync = _BriefSyncEngine if recorded else _QuietSyncEngine
+        kind_sync: type[_SyncEngine] = _QuietSyncEngine
+        if recorded:
+            kind_sync = _PlainSyncEngine if plain else _BriefSyncEngine
         engine_sync = kind_sync(task=task, parameters=parameters, task_run=task_run)
         engine_sync.check = check
         engine_sync.threads = threads
@@ -289,6 +297,63 @@ class _BriefAsyncEngine(_AsyncEngine):
     def log_finished_message(self) -> None:
         if not self.state.is_completed():
             super().log_finished_message()
+
+
+class _PlainSyncEngine(_BriefSyncEngine):
+    """The same for a task that asks for nothing special (`needs_engine`): 1.5 ms in place of 4.
+
+    Prefect prepares a result store and a transaction for each task run, twice, and looks for
+    assets. A task that keeps no results and has no assets has no use for them.
+    """
+
+    _entered = False
+
+    @contextmanager
+    def setup_run_context(
+        self, client: SyncPrefectClient | None = None
+    ) -> Generator[None, None, None]:
+        """What user code may ask for; Prefect enters it once more for each attempt."""
+        if self._entered:
+            yield
+            return
+        self._entered = True
+        assert self.task_run is not None
+        log_prints = should_log_prints(self.task)
+        with (
+            patch_print() if log_prints else nullcontext(),
+            TaskRunContext(
+                task=self.task,
+                log_prints=log_prints,
+                task_run=self.task_run,
+                parameters=self.parameters or {},
+                result_store=get_result_store(),
+                client=self.client if client is None else client,
+                persist_result=False,
+            ),
+            ConcurrencyContext(),
+        ):
+            # Prefect annotates the logger, and sets an adapter of it, too.
+            self.logger = cast(Any, task_run_logger(task_run=self.task_run, task=self.task))
+            yield
+
+    @contextmanager
+    def asset_context(self) -> Generator[None, None, None]:
+        yield
+
+    @contextmanager
+    def transaction_context(self) -> Generator[Any, None, None]:
+        yield None
+
+    def call_task_fn(self, transaction: Any) -> Any:
+        result = self._call()
+        if isinstance(result, State):
+            # What it means is for Prefect to say.
+            with super().transaction_context() as transaction:
+                self.handle_success(result, transaction=transaction)
+        else:
+            self._return_value = result
+            self.set_state(Completed())
+        return result
 
 
 def _enter_briefly(engine: _BriefSyncEngine | _BriefAsyncEngine, state: State[Any]) -> State[Any]:

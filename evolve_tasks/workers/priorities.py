@@ -1,4 +1,4 @@
-"""Dask priorities of the units of a run: what goes first, and whose turn it is."""
+"""Dask priorities of the units of a run: what goes first, and whose turn it is among runs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,69 @@ PROCESS: Final = 10  # as in the example; so are expansions that take their turn
 NESTED: Final = 11  # a source that submits its items itself: a long parse must not be begun last
 MEASURE: Final = 100  # takes microseconds, and a whole list waits for it
 
-# How many later submissions go before a source that waits behind all items, and how many earlier
-# ones a nested source goes before: a few windows of a few threads. Behind all items for good it
-# would starve where another run has items all night.
-OVERTAKEN: Final = 64
+# Work that goes before a source which waits behind all items, though it is submitted later, and
+# work that a nested source goes before: some windows of a few threads. Behind all items for good
+# a source would starve where another run has items all night.
+OVERTAKEN_S: Final = 30.0
+
+# The least that a unit counts: its way through Dask.
+LEAST_S: Final = 0.001
 
 
-def in_turn(level: int, turn: int, importance: int) -> tuple[int, int]:
-    """The first parts of a task's priority at the scheduler; the least goes first.
+class VirtualTime:
+    """Seconds of work that a scheduler has given to each run that wanted any."""
 
-    First come, first served, also between runs. Dask does so by submissions a tenth of a second
-    apart, but puts what a task submits before all that flows have submitted since: a nested run
-    would leave the others nothing.
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+
+class Turns:
+    """Whose turn it is: start-time fair queueing of the units of one run among others.
+
+    Each run gets an equal share of what the threads do while it has something to do, however
+    much others have queued: a unit is due when its run has had as much work as lies before it.
+    Dask goes by the time of submission, and puts what a task submits before all that flows have
+    submitted since: a nested run would leave the others nothing. (P. Goyal, H. Vin, H. Cheng:
+    "Start-time fair queueing", SIGCOMM 1996.)
 
     Args:
-        level: what its client asked for, one of the above.
-        turn: counts the submissions at the scheduler.
+        time: the virtual time that the runs of a scheduler share.
         importance: that of the run; the units of a run of a higher one go first.
 
     Example:
-        >>> in_turn(PROCESS, 5, 0) < in_turn(EXPAND, 5, 0) < in_turn(PROCESS, 70, 0)
-        True
-        >>> in_turn(EXPAND, 9, 1) < in_turn(PROCESS, 5, 0)
-        True
+        >>> time = VirtualTime()
+        >>> early, late = Turns(time), Turns(time)
+        >>> [early.submitted(PROCESS, 1.0)[1] for _ in range(3)]
+        [0.0, 1.0, 2.0]
+        >>> late.submitted(PROCESS, 1.0)[1]
+        0.0
     """
-    if level < PROCESS:
-        return -(PROCESS + importance), turn + OVERTAKEN
-    if level == NESTED:
-        return -(PROCESS + importance), turn - OVERTAKEN
-    return -(level + importance), turn
+
+    def __init__(self, time: VirtualTime, importance: int = 0) -> None:
+        self._time = time
+        self._importance = importance
+        self._had_s = 0.0
+
+    def submitted(self, level: int, expected_s: float) -> tuple[int, float]:
+        """The first parts of a task's priority at the scheduler; the least goes first.
+
+        Args:
+            level: what its client asked for, one of the above.
+            expected_s: seconds that it is expected to take.
+        """
+        due_s = max(self._had_s, self._time.now_s)
+        first = -(max(level, PROCESS) + self._importance)
+        if level == NESTED:  # waits for its items most of the time; they are counted
+            return -(PROCESS + self._importance), due_s - OVERTAKEN_S
+        if level > PROCESS:
+            return first, due_s
+        self._had_s = due_s + max(expected_s, LEAST_S)
+        return first, due_s + (OVERTAKEN_S if level < PROCESS else 0.0)
+
+    def begun(self, due_s: float) -> None:
+        """A task of a turn has begun, or ended: the time is not before it any more.
+
+        Args:
+            due_s: its turn, as `submitted` gave it for `PROCESS`.
+        """
+        self._time.now_s = max(self._time.now_s, due_s)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from itertools import count
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
@@ -26,7 +25,7 @@ from distributed.protocol.pickle import dumps
 
 from evolve_tasks.workers.ended import forget_marks
 from evolve_tasks.workers.plugin import StopMark, stop_name
-from evolve_tasks.workers.priorities import in_turn
+from evolve_tasks.workers.priorities import PROCESS, Turns, VirtualTime
 
 # How often queues are evened out at the most; Dask itself did so ten times a second for years.
 EVEN_OUT_S = 0.1
@@ -34,8 +33,8 @@ EVEN_OUT_S = 0.1
 CLEARING_S = 60.0  # how long units that run already may take to see that they have been left
 PAUSE_S = 0.5
 
-# Submissions of all runs that this scheduler has seen.
-_turns = count()
+# What the runs of a scheduler share; a process has one scheduler, but for tests.
+_time = VirtualTime()
 
 _OF_A_RUN = re.compile("-[0-9a-f]{12}$")
 
@@ -60,7 +59,8 @@ class RunWatch(SchedulerPlugin):
         self._run = run
         self._client = client
         self._plugins = plugins
-        self._importance = importance
+        self._turns = Turns(_time, importance)
+        self._due_s: dict[Any, float] = {}  # of items that have not ended
         self._clearing: asyncio.Task[None] | None = None
         self._scheduler: Scheduler | None = None
         self._evening_out: asyncio.TimerHandle | None = None
@@ -79,17 +79,22 @@ class RunWatch(SchedulerPlugin):
         task, and begins to count where its patience ends; tasks of others keep theirs.
         """
         ours = [scheduler.tasks[key] for key in tasks if self._is_ours(key)]
-        if not ours:
-            return
-        turn = next(_turns)
         for task in ours:
             task.suspicious = scheduler.allowed_failures
             assert task.priority is not None, "the scheduler has just given it one"
-            level, place = task.priority[0], task.priority[-1]
-            task.priority = (*in_turn(-int(level), turn, self._importance), place)
+            level, place = -int(task.priority[0]), task.priority[-1]
+            expected_s = task.prefix.duration_average  # below 0 if none has run
+            if expected_s < 0:
+                expected_s = scheduler.UNKNOWN_TASK_DURATION
+            first, due_s = self._turns.submitted(level, expected_s)
+            task.priority = first, due_s, place
+            if level == PROCESS:
+                self._due_s[task.key] = due_s
 
     def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
         """Look for a queue to even out when one of our tasks has ended: its worker may be idle."""
+        if finish in ("memory", "erred", "forgotten") and key in self._due_s:
+            self._turns.begun(self._due_s.pop(key))
         if start != "processing" or self._scheduler is None or not self._scheduler.idle:
             return
         if self._evening_out is None and self._is_ours(key):

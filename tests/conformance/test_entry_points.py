@@ -275,7 +275,7 @@ def test_inside_a_task_on_one_thread(strategy: str) -> None:
 
     cluster = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
 
-    @flow(task_runner=EvolveTaskRunner(cluster_kwargs={**cluster, "dashboard_address": ":0"}))
+    @flow(task_runner=EvolveTaskRunner(cluster_kwargs={**cluster, "dashboard_address": None}))
     def around() -> tuple[list[int], str]:
         return outer.submit().result(timeout=120)
 
@@ -292,7 +292,7 @@ def test_nested_works_on_one_thread(runner_class: str, monkeypatch: pytest.Monke
     # in the process of the tests leaves its own.
     monkeypatch.setattr(distributed.client, "_global_clients", {})
     make = EvolveTaskRunner if runner_class == "evolve" else DaskTaskRunner
-    cluster = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    cluster = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     outcome = in_flow(
         make(cluster_kwargs=cluster), lambda: evolve(SOURCES, count_up, double, strategy="nested")
     )
@@ -315,7 +315,7 @@ def test_items_start_while_other_sources_are_still_parsed(strategy: str) -> None
 
     cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
     outcome = in_flow(
-        EvolveTaskRunner(cluster_kwargs={**cluster, "dashboard_address": ":0"}),
+        EvolveTaskRunner(cluster_kwargs={**cluster, "dashboard_address": None}),
         lambda: evolve([0.05, 0.05, 0.05, 1.5], parse, process, strategy=strategy),
     )
     assert len(outcome.results) == 12

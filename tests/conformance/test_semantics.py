@@ -208,7 +208,7 @@ def test_awaited_inside_an_async_task_on_one_thread(strategy: str) -> None:
 
     cluster = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
 
-    @flow(task_runner=EvolveTaskRunner(cluster_kwargs={**cluster, "dashboard_address": ":0"}))
+    @flow(task_runner=EvolveTaskRunner(cluster_kwargs={**cluster, "dashboard_address": None}))
     def around() -> list[int]:
         return outer.submit().result(timeout=120)
 

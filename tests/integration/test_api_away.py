@@ -100,7 +100,7 @@ def test_a_restarted_server_costs_nothing(
     with (
         temporary_settings({PREFECT_API_URL: server.url}),
         LocalCluster(
-            processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+            processes=True, n_workers=2, threads_per_worker=1, dashboard_address=None
         ) as cluster,
         caplog.at_level(logging.INFO),
     ):

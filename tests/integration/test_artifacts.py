@@ -232,6 +232,7 @@ def test_dask_has_its_part_in_the_report(tmp_path: Path) -> None:
     page = tmp_path / "dask.html"
     ids: list[UUID] = []
     groups: list[str] = []
+    links: list[str] = []
     cluster = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
     runner = EvolveTaskRunner(cluster_kwargs=cluster, performance_report_path=str(page))
 
@@ -240,10 +241,12 @@ def test_dask_has_its_part_in_the_report(tmp_path: Path) -> None:
         ids.append(UUID(flow_run.id))
         evolve([(str(tmp_path), 4)], numbers, passes, strategy="as_completed", batch=1)
         context: Any = FlowRunContext.get()
-        groups.extend(context.task_runner.client.run_on_scheduler(prefixes))
+        client = context.task_runner.client
+        links.append(client.dashboard_link)
+        groups.extend(client.run_on_scheduler(prefixes))
 
     night()
-    assert "127.0.0.1" in report_of(ids[0])
-    assert "/status" in report_of(ids[0])
+    assert links[0].endswith("/status")
+    assert f"]({links[0]})" in report_of(ids[0])
     assert "<html" in page.read_text().lower()
     assert {"numbers", "passes"} <= set(groups)

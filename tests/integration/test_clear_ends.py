@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
 
 
 def test_a_run_without_workers_ends_with_a_clear_error(tmp_path: Path) -> None:
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
 
         def leave() -> None:
             until(lambda: begun(tmp_path) >= 5, "it works")
@@ -88,7 +88,7 @@ def worker(address: str, folder: Path, *options: str, first: Path | None = None)
 
 def test_a_worker_without_the_package_is_told_of_before_work_starts(tmp_path: Path) -> None:
     (tmp_path / "block.py").write_text(BLOCK)
-    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
         with (
             worker(address, tmp_path, "--preload", str(tmp_path / "block.py")),
@@ -112,7 +112,7 @@ def test_other_versions_are_told_of_before_work_starts(
     (installed / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     )
-    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
         with (
             worker(address, tmp_path / "worker", first=tmp_path),
@@ -140,7 +140,7 @@ def three(source: int) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_stage_runs_where_its_resources_are(strategy: Any, tmp_path: Path) -> None:
-    with LocalCluster(n_workers=0, processes=True, dashboard_address=":0") as cluster:
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
         options: dict[str, Any] = {"strategy": strategy, "resources": {"where": {"GPU": 1}}}
         with (
@@ -167,7 +167,7 @@ def test_a_stage_runs_where_its_resources_are(strategy: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("strategy", ["async", "nested"])
 def test_resources_that_nobody_offers_end_the_run(strategy: Any, tmp_path: Path) -> None:
     with (
-        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
         dask.config.set(SHORT),
         pytest.raises(ClusterUnfit, match=r"has offered GPU=2 for 2 s, which stage 'slowly' takes"),
     ):

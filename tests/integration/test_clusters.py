@@ -17,7 +17,7 @@ IN_PROCESS = {
     "n_workers": 1,
     "threads_per_worker": 1,
     "processes": False,
-    "dashboard_address": ":0",
+    "dashboard_address": None,
 }
 
 

@@ -28,7 +28,7 @@ SCRIPT = """
     def process_item(x: int) -> int:
         return x + 1
 
-    cluster = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
+    cluster = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     runner = {"evolve": EvolveTaskRunner, "stock": DaskTaskRunner}[sys.argv[1]]
 
     @flow(task_runner=runner(cluster_kwargs=cluster))

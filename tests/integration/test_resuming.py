@@ -346,6 +346,6 @@ def test_two_clusters_one_journal(diary: Path) -> None:
         return evolve([(str(diary), 1)], ten, work, journal=f"clusters-{diary}")
 
     for resumed in (0, 10):
-        with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+        with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
             outcome = in_flow(EvolveTaskRunner(cluster=cluster), body)
         assert outcome.counts.resumed == resumed

@@ -90,7 +90,7 @@ def single_thread(prefect_api: str) -> Iterator[LocalCluster]:
             n_workers=1,
             threads_per_worker=1,
             resources={"slot": 1},
-            dashboard_address=":0",
+            dashboard_address=None,
         ) as cluster,
     ):
         yield cluster

@@ -51,7 +51,7 @@ def test_the_api_key_does_not_travel_with_tasks(
     listening = Listening()
     storage = LocalFileSystem(basepath=str(tmp_path / "results"))
     storage.save("evolve-security-test", overwrite=True)
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
         cluster.scheduler.add_plugin(listening)
 
         def body() -> Outcome:

@@ -97,7 +97,13 @@ def left_of_us(dask_scheduler: Scheduler) -> list[str]:
 )
 def test_both_get_on(first: str, second: str, tmp_path: Path, process_workers: str) -> None:
     """Whoever comes later is not left waiting until the other has ended."""
-    share = both(tmp_path, process_workers, {"strategy": first}, {"strategy": second})
+    options = {"batch": 1}
+    share = both(
+        tmp_path,
+        process_workers,
+        {"strategy": first, **options},
+        {"strategy": second, **options},
+    )
     assert 0.25 <= share <= 0.75
     with Client(process_workers) as client:
         until(lambda: not client.run_on_scheduler(left_of_us), "nothing of them is left", 10)
@@ -105,5 +111,5 @@ def test_both_get_on(first: str, second: str, tmp_path: Path, process_workers: s
 
 @pytest.mark.parametrize("strategy", ["as_completed", "nested"])
 def test_what_matters_more_goes_first(strategy: str, tmp_path: Path, process_workers: str) -> None:
-    options = {"strategy": strategy}
+    options = {"strategy": strategy, "batch": 1}
     assert both(tmp_path, process_workers, options, {**options, "priority": 5}) >= 0.65

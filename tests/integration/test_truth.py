@@ -182,7 +182,7 @@ def test_with_the_stock_runner(strategy: str, diary: Path, process_workers: str)
 
 def test_seceding_leaks_no_parent(diary: Path) -> None:
     """The task after a nested run on the same thread is nobody's child."""
-    cluster = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    cluster = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     seen: list[UUID] = []
 
     @task

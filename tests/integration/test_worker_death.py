@@ -25,7 +25,7 @@ from tests.integration.api import task_runs
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
 
 PARALLEL = ["as_completed", "async", "nested"]
-CLUSTER = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0"}
+CLUSTER = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None}
 
 LOST_WORKER = "distributed.deploy.lost-worker-timeout"
 
@@ -137,7 +137,7 @@ def test_a_single_worker_is_replaced(tmp_path: Path) -> None:
     meets by chance; with 1 ms it does so at each death, unless the runner keeps it from that.
     """
     diary = str(tmp_path)
-    alone: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    alone: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with dask.config.set({LOST_WORKER: "1ms"}), LocalCluster(**alone) as cluster:
 
         def body() -> Outcome:

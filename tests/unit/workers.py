@@ -20,6 +20,9 @@ from evolve_tasks.workers import priorities
 OVERHEAD_S = 0.003
 
 
+EXPECTED_S = 0.1  # that a unit takes, as far as the scheduler knows
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What a source costs."""
@@ -69,10 +72,13 @@ class Workers:
     ran: Ran = field(default_factory=Ran)
     _now: float = 0.0
     _submitted: int = 0
+    _turns: priorities.Turns = field(
+        default_factory=lambda: priorities.Turns(priorities.VirtualTime())
+    )
     _found: int = 0
     _begun: int = 0
     _busy: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    _ready: list[tuple[int, int, int, Callable[[], None]]] = field(default_factory=list)
+    _ready: list[tuple[int, float, int, Callable[[], None]]] = field(default_factory=list)
 
     def run(self) -> Ran:
         self._do(self.core.begin())
@@ -106,7 +112,7 @@ class Workers:
 
     def _submit(self, priority: int, begin: Callable[[], None]) -> None:
         self._submitted += 1
-        first, turn = priorities.in_turn(priority, self._submitted, 0)
+        first, turn = self._turns.submitted(priority, EXPECTED_S)
         heappush(self._ready, (first, turn, self._submitted, begin))
 
     def _begin(self, took_s: float, ended: Callable[[], None]) -> None:
