@@ -164,6 +164,7 @@ class Call:
             resources=options.resources or {},
             label=self.label,
             importance=options.priority,
+            most_items=options.limits.max_items,
         )
         story = Story(time.time(), [stage.name for stage in self.stages], threads)
         run = EvolvingRun(
@@ -185,7 +186,7 @@ class Call:
             stack.callback(submitter.close)
             if missing := submitter.missing():
                 logger.warning("No worker offers %s at this moment; waiting for one", missing)
-        stack.enter_context(heeding_cancellation(flow_run_id(), run.cancel, logger))
+        stack.enter_context(heeding_cancellation(flow_run_id(), run.cancel, run.deleted, logger))
         stack.enter_context(showing(run, console, self.client))
         if self.choice.strategy == "nested" and self.client is not None:
             stack.enter_context(glimpsing(self.client, run))

@@ -102,6 +102,7 @@ class EvolvingRun:
             batch=options.batch_size,
             budget=failure_budget(options.on_failure),
             sources_known=known,
+            max_items=options.limits.max_items,
         )
         self.ledger = RecordLedger(options.record, options.record_budget, known, events_per_minute)
         self.story = story
@@ -109,6 +110,7 @@ class EvolvingRun:
         self.interrupted = False
         self.cancelled = False
         self.left = False
+        self.unseen = False  # the API does not know the flow run any more
         self.wake: Callable[[], None] = lambda: None
         self.label: Callable[[Any], Any] | None = None
         self.on_source: Callable[[int, Any], None] | None = None
@@ -172,6 +174,10 @@ class EvolvingRun:
         self.left = True
         self._glimpses.clear()  # what they told of is dropped
         self.core.stop("the run was left before its end")
+
+    def deleted(self) -> None:
+        """Note that its flow run is gone from the API; may be called from any thread."""
+        self.unseen = True
 
     def cancel(self) -> None:
         """Leave the run because its flow run was cancelled; may be called from any thread."""

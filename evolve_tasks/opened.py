@@ -121,7 +121,7 @@ class Opened:
         """Say which sources are gone since an earlier run, once all have been taken."""
         run = self.run
         named = isinstance(self.options.journal, str)
-        if run.resuming is None or not named or not run.core.finished or run.core.stopped:
+        if run.resuming is None or not named or not run.core.finished or run.core.closed:
             return []
         if run.source_error is not None:
             return []
@@ -144,12 +144,15 @@ class Opened:
             self._tell_events(self._ended)
             self.gone = self.vanished()
             recorded = [one.run_id for one in run.recorded]
-            if run.deaths:
+            if run.deaths and not run.unseen:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
                 tell_for_the_dead(run.recorded, set(missing), run.stages, self._logger)
             recorded += record_given_up(run.given_up)
-            unrecorded = wait_until_recorded(recorded, self._logger)
-            if run.deaths:
+            if run.unseen:
+                unrecorded = len(recorded)  # they went with their flow run
+            else:
+                unrecorded = wait_until_recorded(recorded, self._logger)
+            if run.deaths and not run.unseen:
                 # Asked when the others are known: events come to the API one after another.
                 names = [stage.name for stage in run.stages]
                 ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
@@ -205,7 +208,7 @@ class Opened:
             strategy=self.choice.strategy,
             reason=self.choice.reason,
             duration_s=self.shown.duration_s,
-            stopped=run.core.stopped,
+            stopped=run.core.stopped or run.core.limited,
             error=run.source_error,
             vanished=self.gone,
             facts=self.shown.report(),

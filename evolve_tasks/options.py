@@ -32,7 +32,9 @@ class Limits(_Frozen):
         buffered: items that may be discovered and not yet submitted (N >= 1). While it is
             reached nothing more is expanded; one fan-out may stand above it, because a
             source says how many items it gives only when it gives them.
-        max_items: items in the whole run. Not available yet.
+        max_items: items in the whole run, over all stages (N >= 1). What is found beyond them is
+            left where it is, no further source is taken, and `outcome.stopped` says so; it is no
+            failure. Give it where nobody knows that there is an end.
         max_depth: levels of recursion. Not available yet.
         in_flight_variable: name of a Prefect variable that changes `in_flight` while it
             runs. Not available yet.
@@ -53,7 +55,9 @@ class Limits(_Frozen):
         description="Items discovered and not yet submitted; beyond it nothing is expanded.",
     )
     max_items: int | None = Field(
-        default=None, ge=1, description="Items in the whole run. Not available yet."
+        default=None,
+        ge=1,
+        description="Items in the whole run; what is found beyond them is left. Empty: no limit.",
     )
     max_depth: int | None = Field(
         default=None, ge=1, description="Levels of recursion. Not available yet."
@@ -208,7 +212,6 @@ class EvolveOptions(_Frozen):
 
 _LATER: Final[Mapping[str, tuple[Any, str]]] = {
     "unique": (False, "remove equal items in the expanding stage"),
-    "limits.max_items": (None, "bound the sources that you give"),
     "limits.max_depth": (None, "give two stages, which have a fixed depth"),
     "limits.in_flight_variable": (None, "give limits.in_flight as a number"),
 }

@@ -106,7 +106,8 @@ class Resuming:
     def done(self, index: tuple[int, ...], start: int, values: Sequence[Any]) -> None:
         """Note results of consecutive items of the list that is so far down."""
         one = self._listed(index)
-        if one.token is not None and one.fingerprint is not None:
+        # Of a source that failed half way nobody knows which items it gives.
+        if one.token is not None and one.fingerprint is not None and one.items:
             self._journal.note_done(
                 one.token,
                 one.occurrence,

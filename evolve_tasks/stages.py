@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Number
@@ -104,12 +104,13 @@ def _refuse_wrong_signature(function: Any) -> None:
         ) from error
 
 
-def as_items(stage: str, value: Any) -> Any:
+def as_items(stage: str, value: Any, gather: Callable[[Iterable[Any]], list[Any]] = list) -> Any:
     """Check what an expanding stage returned, and make it something with a length.
 
     Args:
         stage: the stage's name, for the message.
         value: what it returned: any iterable but a string, bytes, number or mapping.
+        gather: makes a list of what yields its items one by one.
 
     Returns:
         A list, tuple or range of M >= 0 items.
@@ -144,7 +145,7 @@ def as_items(stage: str, value: Any) -> Any:
             "return [value]"
         )
     # Only these are sure to give a slice when asked for one.
-    return value if isinstance(value, list | tuple | range) else list(value)
+    return value if isinstance(value, list | tuple | range) else gather(value)
 
 
 def _iterable(value: Any) -> bool:

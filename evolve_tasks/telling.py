@@ -35,7 +35,7 @@ def tell_expansion(
     failed = sum(len(end.failures) + (end.failure is not None) for _, end in begun)
     story.expanded(
         _when(measure.span),
-        [(call.position, None if end.failure else end.size) for call, end in begun],
+        [(call.position, end.size if end.size or not end.failure else None) for call, end in begun],
         parse_s=measure.parse_s,
         inline_s=measure.inline_s,
         inline=sum(end.ended - end.not_run for _, end in begun),

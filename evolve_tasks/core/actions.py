@@ -78,7 +78,7 @@ class Found(NamedTuple):
         ended: how many of them, from the first on, were worked on where they were found.
         failed: how many of those failed.
         not_run: how many of those were not begun, because the run had been stopped.
-        lost: the expansion itself failed.
+        lost: the expansion itself failed; it may have given items before.
         skipped: the expansion was not begun, because the run had been stopped.
         resumed: how many of those that ended come from a journal, and did not run now.
         left: those that have not ended, as ranges in order, where they are not simply the last.
@@ -111,5 +111,6 @@ class Found(NamedTuple):
             and self.failed + self.not_run + self.resumed <= self.ended
             and self.ended + sum(stop - start for start, stop in self.ranges()) == self.size
             and [0, *ends, self.size] == sorted([0, *ends, self.size])
-            and not (self.size and (self.lost or self.skipped))
+            and not (self.size and self.skipped)
+            and not (self.lost and self.known)
         )

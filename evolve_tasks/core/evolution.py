@@ -27,6 +27,8 @@ Rules, in the order in which they are looked at:
 7. How much goes into one unit is decided in `batching`, unless a number was given.
 8. What a dead worker took down goes before all else, in the parts and with the care that
    `suspects` says: first beside everything, then alone.
+9. No more than `max_items` items are discovered. What is found beyond them is left where it is,
+   and nothing is expanded any more; what was discovered is worked on.
 
 State grows with what is open: a finished list leaves counts behind, not itself.
 """
@@ -82,6 +84,7 @@ class Evolution:
         budget: the failure policy.
         sources_known: how many sources there are, if that is known beforehand.
         item_s: seconds that an item of the last stage takes, if somebody has measured it.
+        max_items: items of all stages but the first that may be discovered (N >= 1).
 
     Example:
         >>> from evolve_tasks.core.budget import Finish
@@ -103,9 +106,12 @@ class Evolution:
         budget: FailureBudget,
         sources_known: int | None = None,
         item_s: float | None = None,
+        max_items: int | None = None,
     ) -> None:
         self.tallies = [StageTally() for _ in range(stages)]
         self.stopped: str | None = None
+        self.limited: str | None = None  # why some items were left where they are
+        self._max_items = max_items
         self._last = stages - 1
         self._window = window
         self._buffered = buffered
@@ -126,6 +132,7 @@ class Evolution:
         self._pulling = 0
         self._sources_ended = False
         self._stop_due: str | None = None
+        self._limit_due = False
         self._kept: set[int] = set()
         self._hurried = False
         self._suspects = Suspects()
@@ -136,8 +143,13 @@ class Evolution:
     @property
     def finished(self) -> bool:
         """Nothing is in flight, waiting or still to come."""
-        over = self._sources_ended or (self.stopped is not None and not self._pulling)
+        over = self._sources_ended or (self.closed and not self._pulling)
         return over and not (self._units or self._lists or self._suspects)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no further source is wanted."""
+        return self.stopped is not None or self.limited is not None
 
     @property
     def flying(self) -> int:
@@ -201,7 +213,7 @@ class Evolution:
             failed=last.failed,
             resumed=last.resumed,
             not_run=last.not_run,
-            unseen=0 if self.stopped is not None else self._below([to_come, *open_ones, 0]),
+            unseen=0 if self.closed else self._below([to_come, *open_ones, 0]),
             finished=self.finished,
         )
 
@@ -218,7 +230,8 @@ class Evolution:
         return Standing(
             failed=last.failed + lost,
             known=last.discovered + lost,
-            complete=not (any(self._expanding) or self._expandable()) and self._sources_ended,
+            complete=not (any(self._expanding) or self._expandable())
+            and (self._sources_ended or self.limited is not None),
         )
 
     @property
@@ -258,7 +271,8 @@ class Evolution:
         self._next_unit += 1
         for offset, found in enumerate(lists):
             self.tallies[self._last].discovered += found.size - found.ended
-            self._open_list(unit, offset, self._last, offset, None, found)
+            left = found.size - found.ended
+            self._open_list(unit, offset, self._last, offset, None, found, left)
         return self._fill(actions)
 
     def waited(self) -> list[Action]:
@@ -298,7 +312,7 @@ class Evolution:
         tally.discovered += count
         self._sources_ended = self._sources_ended or ended
         actions: list[Action] = []
-        if count and self.stopped is not None:
+        if count and self.closed:
             tally.not_run += count
             actions += [SourceDone(start + number) for number in range(count)]
         elif count and self._quarantine:
@@ -306,7 +320,7 @@ class Evolution:
             self._suspects.add(waiting, self._last)
         elif count:
             self._expand(actions, 0, start, None, start, start + count)
-        if ended:
+        if ended or self.limited is not None:
             self._judge()
         return self._fill(actions)
 
@@ -333,6 +347,7 @@ class Evolution:
         tally, below = self.tallies[action.stage], self.tallies[action.stage + 1]
         begun = worked_on = 0
         for offset, one in enumerate(found):
+            taken = self._take(one)
             if one.lost:
                 tally.failed += 1
                 self._expansions_failed += 1
@@ -341,8 +356,9 @@ class Evolution:
             else:
                 tally.done += not one.known
                 tally.resumed += one.known
+            if one.size or not (one.lost or one.skipped):
                 self._outlook.gave(action.stage, one.size)
-                below.discovered += one.size
+                below.discovered += taken
                 below.done += one.ended - one.failed - one.not_run - one.resumed
                 below.failed += one.failed
                 below.not_run += one.not_run
@@ -353,10 +369,13 @@ class Evolution:
             begun += not (one.skipped or one.known)
             source = action.start + offset if action.stage == 0 else action.source
             parent = None if action.stage == 0 else (action.parent, action.offset)
-            if one.size > one.ended and self.stopped is None:
-                self._open_list(unit, offset, action.stage + 1, source, parent, one, action.crashes)
+            left = taken - one.ended
+            if left and self._goes_on(action.stage + 1):
+                self._open_list(
+                    unit, offset, action.stage + 1, source, parent, one, left, action.crashes
+                )
             else:
-                below.not_run += one.size - one.ended
+                below.not_run += left
                 self._close_item(actions, source, parent)
         if unit not in self._lists_of:
             actions.append(Release(unit))
@@ -434,15 +453,7 @@ class Evolution:
             self._drop(actions, suspect)
         # Deepest first: closing an inner list may close its parents with it.
         for stage in range(self._last, 0, -1):
-            queue = self._waiting[stage]
-            while queue:
-                identity = queue.popleft()
-                entry = self._lists[identity]
-                left = entry.waiting
-                entry.todo.clear()
-                self._waits[stage] -= left
-                self.tallies[stage].not_run += left
-                self._close(actions, identity, left)
+            self._drop_waiting(actions, stage)
         return actions
 
     # -- inside -----------------------------------------------------------------------------
@@ -477,8 +488,8 @@ class Evolution:
             self._alone = None
 
     def _again(self, actions: list[Action], lost: Suspect, running: Collection[int] | None) -> None:
-        """Let what a dead worker took down run again, unless the run has been stopped."""
-        if self.stopped is not None:
+        """Let what a dead worker took down run again, unless it would be for nothing."""
+        if not self._goes_on(lost.stage):
             self._drop(actions, lost)
             return
         for part in divided(lost, running, self._outlook.durations[lost.stage].mean_s):
@@ -500,15 +511,15 @@ class Evolution:
         source: int,
         parent: ListId | None,
         found: Found,
+        left: int,
         crashes: int = 0,
     ) -> None:
-        left = found.size - found.ended
         if not left:
             return
         # Items begin anew: nobody knows whether any of them was at work when the worker died.
         crashes = min(crashes, 1)
         identity = unit, offset
-        ranges = found.ranges()
+        ranges = _first(found.ranges(), left)
         if found.orphaned:
             self._lists[identity] = OpenList(stage, source, parent, found.size, deque(), left)
             for start, stop in ranges:
@@ -534,8 +545,9 @@ class Evolution:
         crashes: int = 0,
     ) -> None:
         inline = 0
+        unbounded = self._batch is None and self._max_items is None
         # Where a worker died, items are kept apart from their source: one of them may be guilty.
-        if self._batch is None and stage + 1 == self._last and not crashes:
+        if unbounded and stage + 1 == self._last and not crashes:
             inline = inline_items(self.item_s)
         unit, offset = parent or (-1, 0)
         action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline, crashes)
@@ -573,6 +585,42 @@ class Evolution:
             parent, items = entry.parent, 1
         actions.append(SourceDone(entry.source))
 
+    def _goes_on(self, stage: int) -> bool:
+        """Whether items of a stage are still worked on."""
+        return self.stopped is None and (self.limited is None or stage == self._last)
+
+    def _take(self, found: Found) -> int:
+        """Discover items within the limit; what has ended already has been discovered."""
+        if self._max_items is None:
+            return found.size
+        known = sum(tally.discovered for tally in self.tallies[1:])
+        taken = max(found.ended, min(found.size, self._max_items - known))
+        if taken < found.size and self.limited is None:
+            self.limited = f"limits.max_items={self._max_items:,} was reached, and there was more"
+            self._limit_due = True
+        return taken
+
+    def _limit(self) -> list[Action]:
+        """Expand nothing more: it would only find what is not taken."""
+        actions: list[Action] = []
+        for suspect in self._suspects.take_expansions(self._last):
+            self._drop(actions, suspect)
+        for stage in range(self._last - 1, 0, -1):
+            self._drop_waiting(actions, stage)
+        return actions
+
+    def _drop_waiting(self, actions: list[Action], stage: int) -> None:
+        """Count as not run what waits for a stage."""
+        queue = self._waiting[stage]
+        while queue:
+            identity = queue.popleft()
+            entry = self._lists[identity]
+            left = entry.waiting
+            entry.todo.clear()
+            self._waits[stage] -= left
+            self.tallies[stage].not_run += left
+            self._close(actions, identity, left)
+
     def _judge(self) -> None:
         # `stop` empties the queues; its actions must not be lost, so _fill delivers them.
         if self.stopped is None and (why := self._budget.exceeded(self.standing)):
@@ -598,6 +646,10 @@ class Evolution:
 
     def _fill(self, actions: list[Action]) -> list[Action]:
         """Use the room in the window, by the rules at the top of this file."""
+        if self._limit_due and self.stopped is None:
+            self._limit_due = False
+            actions += self._limit()
+            self._judge()  # nothing more can be found now
         if self._stop_due is not None:
             why, self._stop_due = self._stop_due, None
             actions += self.stop(why)
@@ -727,6 +779,7 @@ class Evolution:
     def _to_wait(self, stage: int) -> int:
         """Items that an expansion is expected to leave waiting."""
         in_passing = self._batch is None and self._window.in_flight is None
+        in_passing = in_passing and self._max_items is None
         return self._outlook.to_wait(stage, in_passing=in_passing)
 
     def _may_expand(self, stage: int) -> int:
@@ -767,7 +820,7 @@ class Evolution:
                 self._expand(actions, stage, entry.source, identity, start, stop, entry.crashes)
                 return True
         may = self._may_expand(0)
-        if may < 1 or self._sources_ended or self._pulling:
+        if may < 1 or self._sources_ended or self._pulling or self.closed:
             return False
         # The places of the expansions to come are taken now, so that nothing else fills them.
         left = None
@@ -803,3 +856,14 @@ class Evolution:
         # Something whose items are worked on elsewhere costs the unit its parse alone.
         here_s = outlook.fan_outs[stage].expected * item_s if here and item_s is not None else 0.0
         return unit_size(parse_s + here_s, left, threads, ceiling)
+
+
+def _first(ranges: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """So many of the positions in some ranges, from the first on."""
+    taken: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if count <= 0:
+            break
+        taken.append((start, min(stop, start + count)))
+        count -= stop - start
+    return taken

@@ -155,6 +155,13 @@ class Suspects:
         """Whether something waits that may find further items."""
         return bool(self.expansions) or any(one.stage < last for one in self.single)
 
+    def take_expansions(self, last: int) -> list[Suspect]:
+        """Give those that may find further items, and keep the others."""
+        found = [*self.expansions, *(one for one in self.single if one.stage < last)]
+        self.expansions.clear()
+        self.single = deque(one for one in self.single if one.stage == last)
+        return found
+
     def take_all(self) -> list[Suspect]:
         """Give all of them, and keep none."""
         everything = [*self.items, *self.expansions, *self.single]

@@ -33,13 +33,17 @@ CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 
 @contextmanager
 def heeding_cancellation(
-    flow_run_id: UUID, cancel: Callable[[], None], logger: logging.Logger | Any
+    flow_run_id: UUID,
+    cancel: Callable[[], None],
+    deleted: Callable[[], None],
+    logger: logging.Logger | Any,
 ) -> Iterator[None]:
-    """Call `cancel` once if the flow run is cancelled meanwhile.
+    """Call `cancel` once if the flow run is cancelled meanwhile, or `deleted` if it is deleted.
 
     Args:
         flow_run_id: the flow run.
         cancel: what to do; called in a thread of its own.
+        deleted: likewise.
         logger: is told that it happened.
     """
     over = threading.Event()
@@ -52,7 +56,10 @@ def heeding_cancellation(
                 try:
                     state = client.read_flow_run(flow_run_id).state
                 except ObjectNotFound:
-                    logger.warning("Somebody deleted the flow run: it cannot be cancelled any more")
+                    logger.warning(
+                        "Somebody deleted the flow run: nobody can see it any more, or cancel it"
+                    )
+                    deleted()
                     return
                 except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                     # Work goes on while the API is away; it is asked again.

@@ -52,12 +52,14 @@ class _Sources:
     async def portions(self) -> AsyncGenerator[Portion, None]:
         """Bring answers to the core and what it answers to the coroutines."""
         run = self._run
-        told = False
+        told = closed = False
         self._carry_out(run.core.begin())
         while True:
             if run.core.stopped is not None and not told:
                 told = True
                 await asyncio.to_thread(self._submitter.stop)
+            if run.core.closed and not closed:
+                closed = True
                 self._carry_out(run.tell(PULLED, Arrival([], ended=True)))
             if run.core.finished:
                 return

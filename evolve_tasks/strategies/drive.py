@@ -60,14 +60,15 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
         carrier: how units are carried out.
     """
     todo: deque[Action] = deque(run.core.begin())
-    told = False
-    over = False
+    told = closed = over = False
     try:
         while True:
             refused = _carry_out(run, carrier, todo)
             if run.core.stopped is not None and not told:
                 told = True
                 carrier.stop()
+            if run.core.closed and not closed:
+                closed = True
                 # Nobody waits for a source any more; one that still comes is not begun.
                 todo.extend(run.tell(PULLED, Arrival([], ended=True)))
             if run.core.finished:

@@ -66,8 +66,10 @@ def flow_sends_items(options: EvolveOptions, stages: Sequence[Stage]) -> str | N
     source keeps to itself until its end would be done again. And a source that waits for its
     items holds the resources that its stage takes, which they may need. With more than two
     stages each level would hold its own window open: the flow sees all levels, and bounds them
-    together.
+    together. So it does where the items of the whole run are bounded.
     """
+    if options.limits.max_items is not None:
+        return "limits.max_items bounds the items of all sources together"
     if len(stages) > 2:
         return f"one window is over all {len(stages)} stages"
     if options.journal:

@@ -24,9 +24,10 @@ from prefect.utilities.engine import should_log_prints
 from evolve_tasks.stages import Stage, as_items
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
+from evolve_tasks.workers.gathering import gather, gather_async, kept
 from evolve_tasks.workers.task_runs import new_task_run
 from evolve_tasks.workers.timed import TimedThreads
-from evolve_tasks.workers.transport import require_picklable
+from evolve_tasks.workers.transport import Unpicklable, require_picklable
 
 # What user code raises is the failure of its item, whatever it is: a parser that calls
 # sys.exit() must not end a worker, and Dask waits for ever for a task that raised something
@@ -37,7 +38,7 @@ SIGNALS: tuple[type[BaseException], ...] = (KeyboardInterrupt, PrefectSignal, Ex
 
 @dataclass(slots=True)
 class Ran:
-    """How one item ended."""
+    """How one item ended; the value of one that failed is what it had given before."""
 
     value: Any = None
     error: BaseException | None = None
@@ -51,16 +52,23 @@ class BoundStage:
         stage: the stage.
         signals: exceptions that are not caught.
         threads: where a task with a time limit runs.
+        most_items: items that are wanted of an expanding stage; `None` for all.
     """
 
     def __init__(
-        self, stage: Stage, signals: tuple[type[BaseException], ...], threads: TimedThreads
+        self,
+        stage: Stage,
+        signals: tuple[type[BaseException], ...],
+        threads: TimedThreads,
+        most_items: int | None = None,
     ) -> None:
         self.stage = stage
+        self._gather = partial(gather, most=most_items)
         self.task = stage.task
         self._signals = signals
         self._threads = threads
-        self.function = _collecting(stage.function if stage.task is None else stage.task.fn)
+        function = stage.function if stage.task is None else stage.task.fn
+        self.function = _collecting(function, most_items)
         self.quick = False  # calling the function alone leaves nothing out
         if stage.task is not None:
             self.quick = not needs_engine(stage.task)
@@ -74,7 +82,7 @@ class BoundStage:
         """Refuse what the stage must not return; a State stands for its result."""
         value = unwrapped(value)
         if not self.stage.last:
-            value = as_items(self.stage.name, value)
+            value = as_items(self.stage.name, value, self._gather)
         elif isinstance(value, Generator):
             value = list(value)
         return value
@@ -87,18 +95,27 @@ class BoundStage:
 
     def call(self, item: Any) -> Ran:
         """Call the function alone."""
-        try:
-            value = self.function(item)
-            if inspect.iscoroutine(value):
-                value = run_coroutine(value)
-            value = self.check(value)
-            if not self.stage.last:
-                require_picklable(self.stage.name, value)
-        except self._signals:
-            raise
-        except BaseException as error:
-            return Ran(error=error)
+        with kept() as items:
+            try:
+                value = self.function(item)
+                if inspect.iscoroutine(value):
+                    value = run_coroutine(value)
+                value = self.check(value)
+                if not self.stage.last:
+                    require_picklable(self.stage.name, value)
+            except self._signals:
+                raise
+            except BaseException as error:
+                return Ran(self._before(items), error=error)
         return Ran(value=value)
+
+    def _before(self, items: list[Any]) -> list[Any]:
+        """What an expanding stage had given before it failed, if it can travel."""
+        try:
+            require_picklable(self.stage.name, items)
+        except Unpicklable:
+            return []
+        return list(items)
 
     def run(self, item: Any, task_run: TaskRun, *, recorded: bool) -> Ran:
         """Run the task through Prefect's engine."""
@@ -110,17 +127,18 @@ class BoundStage:
             plain=self.quick,
             threads=self._threads,
         )
-        try:
-            # The engines leave context variables behind in async runs; a copy takes them along.
-            value = copy_context().run(run, self.task, item, task_run)
-        except self._signals:
-            raise
-        except BaseException as error:
-            return Ran(error=error, attempts=task_run.run_count)
+        with kept() as items:
+            try:
+                # The engines leave context variables behind in async runs; a copy takes them along.
+                value = copy_context().run(run, self.task, item, task_run)
+            except self._signals:
+                raise
+            except BaseException as error:
+                return Ran(self._before(items), error=error, attempts=task_run.run_count)
         return Ran(value=value, attempts=task_run.run_count)
 
 
-def _collecting(function: Callable[..., Any]) -> Callable[..., Any]:
+def _collecting(function: Callable[..., Any], most: int | None) -> Callable[..., Any]:
     """A function that gives a list where it was an async generator, which nobody can await."""
     called = function if inspect.isroutine(function) else type(function).__call__
     if not inspect.isasyncgenfunction(called):
@@ -128,7 +146,7 @@ def _collecting(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function, updated=())
     async def collected(*args: Any, **kwargs: Any) -> list[Any]:
-        return [item async for item in function(*args, **kwargs)]
+        return await gather_async(function(*args, **kwargs), most)
 
     return collected
 

@@ -30,6 +30,7 @@ class RunSpec:
         resources: Dask worker resources that a unit takes, by stage.
         label: gives an item its short name; `None`: its position is its name.
         importance: its priority beside other runs on the cluster.
+        most_items: items that are wanted of the run; `None` for all.
     """
 
     run: str
@@ -42,6 +43,7 @@ class RunSpec:
     resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     label: Callable[[Any], Any] | None = None
     importance: int = 0
+    most_items: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class SourceEnd:
 
     Args:
         size: items that it gave.
-        failure: why it gave none, if it failed.
+        failure: why it gave no more, if it failed.
         skipped: it was not begun, because the run had been stopped.
         ended: its first items that were worked on where they were found.
         failures: those of them that failed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from evolve_tasks.naming import short_repr
@@ -27,6 +28,12 @@ def failure_from(
         traceback="".join(_trace(error))[-LONG:],
         attempts=max(1, attempts),
     )
+
+
+def after_some(failure: Failure, items: int) -> Failure:
+    """Say of a source that failed half way how many items it had given, which are worked on."""
+    given = f"(items given before: {items:,}; they are worked on)"
+    return replace(failure, message=f"{failure.message} {given}")
 
 
 def made_speakable(error: Exception) -> None:

@@ -33,7 +33,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.context import tracking_alone
 from evolve_tasks.workers.engines import record_failure
-from evolve_tasks.workers.failing import failure_from
+from evolve_tasks.workers.failing import after_some, failure_from
 from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks, number_of
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
@@ -89,7 +89,9 @@ class Runtime:
         # Whether a task can be called alone depends on the flow run's context.
         self._threads = TimedThreads()
         self._bound = template.copy().run(
-            lambda: [BoundStage(stage, signals, self._threads) for stage in spec.stages]
+            lambda: [
+                BoundStage(stage, signals, self._threads, spec.most_items) for stage in spec.stages
+            ]
         )
 
     def expand(self, call: ExpandCall, items: Sequence[Any]) -> Expansion:
@@ -145,6 +147,10 @@ class Runtime:
                         end.token = items_token(items)
                 else:
                     end.failure = self._failed(bound, source.index, one.item, one.ran)
+                    items = one.ran.value or ()
+                    end.size = len(items)
+                    if end.size:
+                        end.failure = after_some(end.failure, end.size)
                     if self._needs_own_run(bound, call.recording):
                         error = one.ran.error
                         upstream = call.recording.upstream

@@ -22,6 +22,7 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -58,12 +59,25 @@ def process(diary: str, item: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of its own: others would miss the session's."""
+def server(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of its own: others would miss the session's.
+
+    All events of a process go to the server of its first one: here to the session's, which lasts.
+    """
+    emit_event("evolve.tests.began", resource={"prefect.resource.id": "evolve.tests"})
     made = Server(tmp_path_factory.mktemp("server") / "home")
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[str]:
+    """Worker processes, whose events go to the server of their flow."""
+    with LocalCluster(
+        processes=True, n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
 
 
 def away_in_the_middle(server: Server, diary: Path, told: list[float]) -> None:
@@ -83,7 +97,7 @@ def away_in_the_middle(server: Server, diary: Path, told: list[float]) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_restarted_server_costs_nothing(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, workers: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     diary = tmp_path / "diary"
     diary.mkdir()
@@ -99,13 +113,10 @@ def test_a_restarted_server_costs_nothing(
 
     with (
         temporary_settings({PREFECT_API_URL: server.url}),
-        LocalCluster(
-            processes=True, n_workers=2, threads_per_worker=1, dashboard_address=None
-        ) as cluster,
         caplog.at_level(logging.INFO),
     ):
 
-        @flow(name="api away", task_runner=EvolveTaskRunner(address=cluster.scheduler_address))
+        @flow(name="api away", task_runner=EvolveTaskRunner(address=workers))
         def around() -> None:
             context = FlowRunContext.get()
             assert context is not None
@@ -138,9 +149,26 @@ def said_to_be_missing(lines: list[str]) -> int:
     return sum(int(match.group(1)) for match in found if match)
 
 
+@task
+def waits_at_the_last(item: tuple[str, int]) -> int:
+    """The last item says that it has begun, and waits until it may end."""
+    gates, number = item
+    if number == ITEMS - 1:
+        Path(gates, "begun").touch()
+        until(Path(gates, "may end").exists, "the last item may end")
+    return number * 2
+
+
+@task
+def with_gates(source: tuple[str, int]) -> list[tuple[str, int]]:
+    gates, number = source
+    return [(gates, item) for item in parse.fn(number)]
+
+
 def test_a_server_that_hangs_at_the_end_holds_nothing_up(
     server: Server,
-    thread_workers: str,
+    workers: str,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -148,31 +176,28 @@ def test_a_server_that_hangs_at_the_end_holds_nothing_up(
     monkeypatch.setattr(publishing, "ANSWER_S", 0.5)
     monkeypatch.setattr(publishing, "AWAY_S", 1.0)
     ids: list[UUID] = []
-    said = "does not take the artifact"
 
-    @task
-    def process_item(item: int) -> int:
-        if item == ITEMS - 1:
-            server.freeze()
-        return item * 2
-
-    def thaw() -> None:
+    def freeze() -> None:
+        until((tmp_path / "begun").exists, "the last item has begun")
+        server.freeze()
+        (tmp_path / "may end").touch()
         try:
-            until(lambda: any(said in one.getMessage() for one in caplog.records), "it is said")
+            until(lambda: said(caplog, "does not take the artifact"), "it is said")
         finally:
             server.thaw()
 
     with temporary_settings({PREFECT_API_URL: server.url}), caplog.at_level(logging.INFO):
 
-        @flow(name="api hangs", task_runner=EvolveTaskRunner(address=thread_workers))
+        @flow(name="api hangs", task_runner=EvolveTaskRunner(address=workers))
         def night() -> Outcome:
             ids.append(UUID(flow_run.id))
-            thawing.start()
-            return evolve(range(SOURCES), parse, process_item, record="batches")
+            sources = [(str(tmp_path), number) for number in range(SOURCES)]
+            return evolve(sources, with_gates, waits_at_the_last, record="batches")
 
-        thawing = threading.Thread(target=thaw)
+        freezing = threading.Thread(target=freeze)
+        freezing.start()
         state: Any = night(return_state=True)
-        thawing.join()
+        freezing.join()
         assert state.is_completed(), state
         assert state.result().results == [2 * item for item in range(ITEMS)]
         # What was tried for the last time while it hung is not there; what came later is.
@@ -180,27 +205,32 @@ def test_a_server_that_hangs_at_the_end_holds_nothing_up(
         assert all(one.state_type == StateType.COMPLETED for one in task_runs(ids[0]))
 
 
+def said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return any(text in record.getMessage() for record in caplog.records)
+
+
 def test_a_flow_run_that_somebody_deletes(
-    server: Server, thread_workers: str, caplog: pytest.LogCaptureFixture
+    server: Server, workers: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its work is done all the same, and it is said that nobody can see it."""
     ended: list[Outcome] = []
-    said = "Somebody deleted the flow run"
 
-    @task
-    def process_item(item: int) -> int:
-        if item == ITEMS - 1:
-            until(lambda: any(said in one.getMessage() for one in caplog.records), "it is said")
-        return item * 2
+    def let_end() -> None:
+        until(lambda: said(caplog, "Somebody deleted the flow run"), "it is said")
+        (tmp_path / "may end").touch()
 
     with temporary_settings({PREFECT_API_URL: server.url}), caplog.at_level(logging.INFO):
 
-        @flow(name="deleted", task_runner=EvolveTaskRunner(address=thread_workers))
+        @flow(name="deleted", task_runner=EvolveTaskRunner(address=workers))
         def night() -> None:
             with get_client(sync_client=True) as client:
                 client.delete_flow_run(UUID(flow_run.id))
-            ended.append(evolve(range(SOURCES), parse, process_item, record="sources"))
+            sources = [(str(tmp_path), number) for number in range(SOURCES)]
+            ended.append(evolve(sources, with_gates, waits_at_the_last, record="sources"))
 
+        letting = threading.Thread(target=let_end)
+        letting.start()
         with suppress(ObjectNotFound):
             night()
+        letting.join()
     assert ended[0].results == [2 * item for item in range(ITEMS)]

@@ -122,6 +122,7 @@ class Program:
     crashes: float  # a worker dies, with some of what is in flight
     poisoned: float  # sources and items that kill each worker that works on them
     journaled: float  # sources that a journal knows, in part or in whole
+    max_items: int | None  # that may be discovered
 
     def core(self) -> Evolution:
         return Evolution(
@@ -131,6 +132,7 @@ class Program:
             batch=self.batch,
             budget=self.policy.budget(),
             sources_known=self.sources if self.sources_known else None,
+            max_items=self.max_items,
         )
 
 
@@ -187,6 +189,7 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         crashes=random.choice((0, 0, 0, 0.02, 0.1, 0.3)),
         poisoned=random.choice((0, 0, 0, 0, 0.01, 0.1)),
         journaled=random.choice((0, 0, 0, 0.2, 0.9)),
+        max_items=random.randint(1, most_items) if random.random() < 0.15 else None,
     )
 
 
@@ -305,6 +308,7 @@ class Simulation:
         self._hurried = False
         self._left = self._left_of = 0.0  # of lists that were to be worked on where they are found
         self._surprised = False
+        self._limited = False
         self._lost = 0  # expansions that failed
         self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
         self._again: list[Suspect] = []  # what dead workers took down, and what waits for it
@@ -408,9 +412,9 @@ class Simulation:
                 self._note(action.source, 0, 0, [], [(action.source,)])
             else:
                 self._note_items(action.source, action.start, action.stop, [action.start])
-        elif self._stopped:
+        elif self._over(action.stage):
             tally[4] += size
-        if given_up or self._stopped:
+        if given_up or self._over(action.stage):
             self._live(above, -size if within else -1)
         else:
             parent = (action.parent, action.offset) if within else None
@@ -463,7 +467,7 @@ class Simulation:
             left = found.size - found.ended
             self._tallies[self._last][0] += left
             if left:
-                self._open((0, offset), self._last, offset, (whole, source), found)
+                self._open((0, offset), self._last, offset, (whole, source), found, left)
             else:
                 source.closed = True  # nobody waits for it
         if not whole.alive:
@@ -496,7 +500,7 @@ class Simulation:
                 self.assembly.arrived(number, f"source {number}")
             source = _Subtree(f"source {number}")
             self._sources.append(source)
-            if self._stopped:
+            if self._stopped or self._limited:
                 self._tallies[0][4] += 1
                 self._due[id(source)] = source
             else:
@@ -523,7 +527,7 @@ class Simulation:
             above = within or (self._sources[source],)
             self._enter(action, offset, source, above, one)
             inline += one.ended - one.not_run - one.resumed
-            if action.inline and not (one.lost or one.skipped):
+            if action.inline and (one.size or not (one.lost or one.skipped)):
                 fading = 1.0 if self._left_of <= MEMORY else MEMORY / (MEMORY + 1)
                 self._left = self._left * fading + one.size - one.ended
                 self._left_of = self._left_of * fading + 1
@@ -550,7 +554,8 @@ class Simulation:
         if self._stopped and random.random() < program.not_run_after_stop:
             return Found(skipped=True)
         if random.random() < program.expansion_fails:
-            return Found(lost=True)
+            # What fails half way has given items before.
+            return Found(self._fan_out() if random.random() < 0.3 else 0, lost=True)
         size = self._fan_out()
         # Where a worker died items are kept apart, and a poisonous one ends nowhere in passing.
         apart = action.crashes > 0 or program.poisoned > 0
@@ -603,11 +608,13 @@ class Simulation:
             self._lost += 1
             self._note(source, 0, 0, [], [(source,)])
         else:
+            tally[3 if one.known else 1] += 1
+        if one.size or not (one.lost or one.skipped):
             self._known[action.stage] += 1
             self._fan_outs[action.stage] += one.size
-            tally[3 if one.known else 1] += 1
             inner = self._tallies[action.stage + 1]
-            inner[0] += one.size
+            taken = self._discover(one)
+            inner[0] += taken
             inner[1] += one.ended - one.failed - one.not_run - one.resumed
             inner[2] += one.failed
             inner[3] += one.resumed
@@ -619,13 +626,24 @@ class Simulation:
                     self._note_items(source, start, stop, [])
             else:
                 self._note_items(source, 0, ran, self.random.sample(range(ran), one.failed))
-            if self._stopped:
-                inner[4] += one.size - one.ended
-            elif one.size > one.ended:
+            left = taken - one.ended
+            if self._stopped or (self._limited and action.stage + 1 < self._last):
+                inner[4] += left
+            elif left:
                 within = (self._given_by[action.unit], *above)
                 key = action.unit, offset
-                self._open(key, action.stage + 1, source, within, one, min(1, action.crashes))
+                self._open(key, action.stage + 1, source, within, one, left, min(1, action.crashes))
         self._live(above, -1)
+
+    def _discover(self, one: Found) -> int:
+        """How many items of a list are discovered, where only so many may be."""
+        most = self.program.max_items
+        if most is None:
+            return one.size
+        room = max(0, most - sum(tally[0] for tally in self._tallies[1:]))
+        taken = max(one.ended, min(one.size, room))
+        self._limited |= taken < one.size
+        return taken
 
     def _open(
         self,
@@ -634,21 +652,24 @@ class Simulation:
         source: int,
         within: tuple[_Subtree, ...],
         found: Found,
+        most: int,
         crashes: int = 0,
     ) -> None:
         left = [(found.ended, found.size)] if found.left is None else found.left
-        todo = [position for start, stop in left for position in range(start, stop)]
+        todo = [position for start, stop in left for position in range(start, stop)][:most]
         items = _Items(key, stage, source, within, found.size, todo, crashes)
         self._lists[key] = items
         if found.orphaned:
             items.todo = []
-            self._live(within, found.size - found.ended)
+            self._live(within, len(todo))
             for start, stop in left:
-                self._again += parts(Suspect(stage, source, key, start, stop, crashes + 1))
+                stop = min(stop, todo[-1] + 1)
+                if start < stop:
+                    self._again += parts(Suspect(stage, source, key, start, stop, crashes + 1))
             return
         self._queues[stage].append(items)
-        self._waiting[stage] += found.size - found.ended
-        self._live(within, found.size - found.ended)
+        self._waiting[stage] += len(todo)
+        self._live(within, len(todo))
 
     def _answer_process(self, action: Process) -> None:
         size = action.stop - action.start
@@ -729,31 +750,50 @@ class Simulation:
             if subtree.alive == 0 and not subtree.closed:
                 self._due[id(subtree)] = subtree
 
+    def _over(self, stage: int) -> bool:
+        """Whether nothing of a stage begins any more."""
+        return self._stopped or (self._limited and stage < self._last)
+
+    def _drop_what_is_not_wanted(self) -> None:
+        """After the limit on items was reached: what would find more of them."""
+        for stage in range(1, self._last):
+            self._drop_queue(stage)
+        for one in [one for one in self._again if one.stage < self._last]:
+            self._again.remove(one)
+            self._drop_again(one)
+
+    def _drop_queue(self, stage: int) -> None:
+        for items in self._queues[stage]:
+            left = len(items.todo)
+            self._tallies[stage][4] += left
+            self._live(items.within, -left)
+        self._queues[stage].clear()
+        self._waiting[stage] = 0
+
+    def _drop_again(self, one: Suspect) -> None:
+        self._tallies[one.stage][4] += one.size
+        if one.parent is not None:
+            self._live(self._lists[one.parent].within, -one.size)
+        else:
+            for source in self._sources[one.start : one.stop]:
+                self._live((source,), -1)
+
     def _drop_what_waits(self) -> None:
         if self._stopped:
             return
         self._stopped = True
-        for stage, queue in enumerate(self._queues):
-            for items in queue:
-                left = len(items.todo)
-                self._tallies[stage][4] += left
-                self._live(items.within, -left)
-            queue.clear()
-            self._waiting[stage] = 0
+        for stage in range(len(self._queues)):
+            self._drop_queue(stage)
         for one in self._again:
-            self._tallies[one.stage][4] += one.size
-            if one.parent is not None:
-                self._live(self._lists[one.parent].within, -one.size)
-            else:
-                for source in self._sources[one.start : one.stop]:
-                    self._live((source,), -1)
+            self._drop_again(one)
         self._again.clear()
 
     def _standing(self) -> tuple[int, int, bool]:
         last = self._tallies[self._last]
         expanding = any(self._expanding) or self._arriving or any(self._waiting[1 : self._last])
         expanding = expanding or any(one.stage < self._last for one in self._again)
-        return last[2] + self._lost, last[0] + self._lost, self._ended and not expanding
+        over = self._ended or self._limited
+        return last[2] + self._lost, last[0] + self._lost, bool(over and not expanding)
 
     def _in_flight(self, arriving: int = 0) -> tuple[int, int]:
         """What the window bounds: items, and units."""
@@ -820,10 +860,14 @@ class Simulation:
         taken = self._in_flight(self._arriving)
         actions: list[Action] = getattr(self.core, event)(*arguments, **keywords)
         self.log.append(Step(event, arguments, keywords, actions))
+        if self._limited and not self._stopped:
+            self._drop_what_is_not_wanted()
         if not self._stopped and self.program.policy.stops(*self._standing()):
             if self.core.stopped is None:
                 self._broken(f"the policy is broken by {self._standing()}, and it goes on")
             self._drop_what_waits()
+        if (self.core.limited is not None) != self._limited:
+            self._broken(f"limited is {self.core.limited!r}, by own books {self._limited}")
         if (self.core.stopped is not None) != self._stopped:
             self._broken(f"stopped is {self.core.stopped!r}, which nobody asked for")
         self._look_at(actions, taken)
@@ -946,6 +990,7 @@ class Simulation:
         """What of an expansion's items is expected to wait."""
         item_s = self._durations[self._last].mean_s
         units_alone = self._window.in_flight is None and self.program.batch is None
+        units_alone = units_alone and self.program.max_items is None
         leads = units_alone and stage + 1 == self._last
         here = leads and self._expected(stage) <= inline_items(item_s)
         if here and self._left_of:
@@ -967,8 +1012,8 @@ class Simulation:
         return self._fits(stage, 1)
 
     def _look_at_pull(self, action: Pull) -> None:
-        if self._ended or self._pulling:
-            self._broken("sources are asked for that cannot come")
+        if self._ended or self._pulling or self._limited:
+            self._broken("sources are asked for that cannot come, or are not wanted")
         if any(self._waiting[1 : self._last]):
             self._broken("sources are asked for while inner items wait")
         if sum(self._waiting) > self.program.buffered:
@@ -1007,7 +1052,7 @@ class Simulation:
         return unit_size(parse_s, left, self._window.threads, ceiling)
 
     def _inline_of(self, stage: int) -> int:
-        if self.program.batch is not None or stage + 1 < self._last:
+        if self.program.batch is not None or stage + 1 < self._last or self.program.max_items:
             return 0
         return inline_items(self._durations[self._last].mean_s)
 
@@ -1102,7 +1147,8 @@ class Simulation:
             self._broken(f"sources is {core.sources}, arrived have {arrived}")
         if core.pulling != bool(self._pulling):
             self._broken(f"pulling is {core.pulling}, asked for are {self._pulling}")
-        finished = not (self._order or waiting or self._again) and (self._stopped or self._ended)
+        over = self._stopped or self._ended or self._limited
+        finished = not (self._order or waiting or self._again) and over
         if core.finished != finished:
             self._broken(f"finished is {core.finished}, and {len(self._order)} are in flight")
         progress = core.progress
@@ -1167,7 +1213,8 @@ class Simulation:
         leaves = self._queues[self._last]
         if leaves and not self._enough() and self._batch_of(leaves[0]) <= room:
             self._broken(f"room for {room}, and items wait")
-        more = any(self._waiting[1 : self._last]) or not (self._ended or self._pulling)
+        no_more = self._ended or self._pulling or self._limited
+        more = any(self._waiting[1 : self._last]) or not no_more
         wanted = self._expansions() < self._most_expansions()
         inner = [stage for stage in range(1, self._last) if self._waiting[stage]]
         may = self._may_expand(max(inner, default=0))
@@ -1244,7 +1291,7 @@ class Simulation:
 
 WRONG = (
     *(Found(-1), Found(2, 3), Found(3, 1, failed=1, not_run=1), Found(3, 3, failed=-1, not_run=1)),
-    *(Found(2, lost=True), Found(2, skipped=True)),
+    *(Found(2, 2, lost=True, known=True), Found(2, skipped=True)),
     *(Found(2, 1, left=((0, 2),)), Found(2, 1, left=((1, 3),)), Found(2, left=((1, 0),))),
     *(Found(2, 1, resumed=2), Found(2, 2, failed=1, resumed=2), Found(3, 1, left=((2, 3), (0, 1)))),
 )

@@ -220,7 +220,6 @@ def test_a_mapping_with_names_that_are_no_names() -> None:
 
 LATER: list[tuple[dict[str, Any], str]] = [
     ({"unique": True}, "remove equal items"),
-    ({"max_items": 10}, "bound the sources"),
     ({"max_depth": 2}, "two stages"),
     ({"in_flight_variable": "window"}, "as a number"),
 ]
