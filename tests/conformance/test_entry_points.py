@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import distributed
 import distributed.client
 import pytest
 from prefect import flow, task
@@ -98,6 +99,29 @@ def test_aevolve_leaves_the_loop_free(runner: Any) -> None:
         return both[0].results
 
     assert asyncio.run(in_async_flow(runner, body)) == [1000]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("steps", [1, 3, 20])
+def test_aevolve_that_is_cancelled_while_it_opens_leaves_nothing(
+    steps: int, strategy: str, runner: Any, thread_workers: str
+) -> None:
+    async def body() -> bool:
+        under_way = asyncio.ensure_future(aevolve([3], count_up, double, strategy=strategy))
+        for _ in range(steps):  # each lets it go one step further
+            await asyncio.sleep(0)
+        under_way.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await under_way
+        return under_way.cancelled()
+
+    def left(dask_scheduler: distributed.Scheduler) -> list[str]:
+        names = [*dask_scheduler.plugins, *dask_scheduler.worker_plugins]
+        return [name for name in names if str(name).startswith(("evolve-run", "evolve-watch"))]
+
+    assert asyncio.run(in_async_flow(runner, body))
+    with distributed.Client(thread_workers) as client:
+        assert client.run_on_scheduler(left) == []
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
