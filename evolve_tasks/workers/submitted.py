@@ -12,12 +12,18 @@ from dask.sizeof import sizeof
 from distributed import Future, Worker
 from prefect import Task
 from prefect.client.schemas.objects import RunInput, State
+from prefect.context import AssetContext
 from prefect.task_engine import _create_task_run_locally, run_task_async, run_task_sync
 from prefect.utilities.annotations import BaseAnnotation, allow_failure, opaque, quote, unmapped
 from prefect.utilities.collections import visit_collection
 
 from evolve_tasks.workers.context import context_here, surrounded, threads_here, tracking_alone
-from evolve_tasks.workers.engines import run_coroutine, run_in_time
+from evolve_tasks.workers.engines import (
+    needs_engine,
+    run_coroutine,
+    run_in_time,
+    run_plainly,
+)
 from evolve_tasks.workers.seceding import seceded
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
@@ -172,6 +178,8 @@ def _run_task(submission: Submission, upstream: list[Any], threads: TimedThreads
                 return_type="state",
             )
         )
+    elif not (task.isgenerator or needs_engine(task) or AssetContext.get()):
+        state = run_plainly(task, task_run, parameters, wait_for)
     elif task.timeout_seconds is not None:
         state = run_in_time(task, task_run, parameters, wait_for, threads)
     else:
