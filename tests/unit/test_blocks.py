@@ -205,7 +205,5 @@ def test_a_class_that_is_not_here_is_told_of(name: str, said: str) -> None:
 
 
 def test_options_that_a_class_does_not_have_are_told_of() -> None:
-    with pytest.raises(
-        ClusterUnfit, match=r"could not be started with hosts \(.*must be"
-    ):
+    with pytest.raises(ClusterUnfit, match=r"could not be started with hosts \(.*must be"):
         start(SSHCluster, {"hosts": []})
