@@ -70,9 +70,10 @@ def connected(given: Any, **options: Any) -> PrefectDaskClient:
     """
     try:
         return PrefectDaskClient(given, **options)
-    except (OSError, TypeError, RuntimeError, ValueError) as error:
-        if not isinstance(given, str):
-            raise  # a cluster in this process: the error is about the cluster itself
+    except (OSError, RuntimeError, TypeError) as error:
+        wrong_options = isinstance(error, TypeError) and "ssl_context" not in str(error)
+        if wrong_options or not isinstance(given, str):
+            raise  # it is not about the way to the scheduler
         raise ClusterUnfit(
             f"no connection to the Dask scheduler at {given} ({_told(error)}): "
             f"{_way_out(given, error)}"

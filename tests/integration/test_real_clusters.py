@@ -40,7 +40,8 @@ from tests.integration.waiting import until
 
 ROOT = Path(__file__).parents[2]
 API_KEY = "pnu_9b1f6a0c4e7d2835b6a1c9e0f4d7a2b3"
-SOON = {"distributed.comm.timeouts.connect": "3s"}
+START_S = 120.0  # for a process to come up where others use the CPUs, too
+SOON = {"distributed.comm.timeouts.connect": "2s"}
 
 pytestmark = pytest.mark.cluster
 
@@ -100,7 +101,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sealed]:
         stack.enter_context(DaskProcess(folder, "scheduler", *own, *options))
         first = stack.enter_context(tls_worker(folder / "first", address, options))
         cluster = Sealed(address, authority, authority.signs("me"), folder, options, first)
-        until(lambda: cluster.names() == {"first"}, "the worker registers")
+        until(lambda: cluster.names() == {"first"}, "the worker registers", START_S)
         yield cluster
 
 
@@ -284,9 +285,9 @@ def test_a_worker_joins_and_one_leaves_in_the_middle_of_a_run(
 
         def change() -> None:
             try:
-                until(lambda: begun_by(tmp_path, "first") >= 2, "it works")
+                until(lambda: begun_by(tmp_path, "first") >= 2, "it works", START_S)
                 stack.enter_context(sealed.worker("second"))
-                until(lambda: begun_by(tmp_path, "second") >= 1, "the new one works")
+                until(lambda: begun_by(tmp_path, "second") >= 1, "the new one works", START_S)
                 sealed.first.leave()
             finally:
                 (tmp_path / "changed").touch()
@@ -438,7 +439,7 @@ def test_workers_on_two_hosts(home: Home, tmp_path: Path) -> None:
             stack.enter_context(DaskProcess(tmp_path / name, "worker", *options, before=inside))
         block = DaskCluster(address=scheduler)
         with dask.config.set({"distributed.comm.timeouts.connect": "60s"}):
-            until(lambda: block.check().workers == 2, "both workers register")
+            until(lambda: block.check().workers == 2, "both workers register", START_S)
         home.save("hosts", block)
         # The workers use the API of the flow, and have to reach it.
         url = home.server.url.replace("127.0.0.1", f"{NETWORK}.1")
