@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: run ui test unit soak lint bench bench-peers clean
+.PHONY: run ui test unit soak clusters lint bench bench-peers clean
 .DEFAULT_GOAL := run
 
 $(READY): pyproject.toml constraints.txt
@@ -34,6 +34,12 @@ unit: $(READY)
 # A hundred rounds in which workers, flows, the scheduler and the API are killed; prints a table.
 soak: $(READY)
 	$(BIN)/python -m tests.integration.faults --rounds 100
+
+# docs/clusters.md beside all the libraries that it names, in an environment of its own: they are large.
+clusters: $(READY)
+	$(PYTHON) -m venv $(VENV)/clusters
+	$(VENV)/clusters/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,clusters]'
+	$(VENV)/clusters/bin/python -m pytest tests/integration/test_clusters_doc.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Evolving workflows on Prefect and Dask: work whose extent is unknown when it starts."""
 
+from evolve_tasks.blocks import AdaptiveBounds, ClusterCheck, ClusterTls, DaskCluster
 from evolve_tasks.errors import (
     ClusterLost,
     ClusterUnfit,
@@ -31,9 +32,13 @@ from evolve_tasks.outcome import (
 from evolve_tasks.runner import EvolveTaskRunner
 
 __all__ = [
+    "AdaptiveBounds",
+    "ClusterCheck",
     "ClusterLost",
+    "ClusterTls",
     "ClusterUnfit",
     "Counts",
+    "DaskCluster",
     "EvolveError",
     "EvolveFailed",
     "EvolveOptions",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Iterable
@@ -21,13 +20,14 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.context import get_current_settings
 from prefect.tasks import MaterializingTask, Task
-from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.collections import visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
 from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
-from evolve_tasks.context import RunContexts
+from evolve_tasks.cluster_block import block_name, load_block, refuse_wrong_template
+from evolve_tasks.connecting import adapt, connected, start
+from evolve_tasks.context import RunContexts, register
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.futures import EndedFutures, EvolveFuture, death_of
 from evolve_tasks.lost_workers import lost_workers_return
@@ -59,6 +59,16 @@ class _Pending(NamedTuple):
     future: Future[Any]
 
 
+class _Asked(NamedTuple):
+    """Which cluster a flow run is to use."""
+
+    given: Any  # a cluster, an address, or nothing
+    cluster_class: Any  # of the cluster to start, if one was named
+    cluster_kwargs: dict[str, Any]
+    adapt_kwargs: dict[str, Any]
+    client_kwargs: dict[str, Any]
+
+
 class EvolveTaskRunner(DaskTaskRunner):
     """Runs tasks on Dask, warm: what they share reaches each worker once.
 
@@ -81,24 +91,28 @@ class EvolveTaskRunner(DaskTaskRunner):
         client_kwargs: arguments for the Dask client.
         performance_report_path: where to write Dask's performance report. It needs bokeh, on the
             scheduler too: `pip install "evolve-tasks[dashboard]"`.
-        cluster_block: name of a `DaskCluster` block. Not available yet.
+        cluster_block: name of a `DaskCluster` block, or a Prefect template that gives it when a
+            flow run starts: `"prod"`, `"{{ parameters.cluster }}"`,
+            `"{{ prefect.variables.cluster }}"`, `"{{ $CLUSTER }}"` (environment, and with it
+            the job variables of a work pool). Where it gives nothing, a local cluster is started.
 
     Raises:
-        ValueError: arguments that exclude each other, as in `DaskTaskRunner`.
+        ValueError: arguments that exclude each other, as in `DaskTaskRunner`; `cluster_block`
+            excludes all others that say which cluster (`InvalidInput`).
 
     Example:
         >>> from prefect import flow
         >>> @flow(task_runner=EvolveTaskRunner(cluster_kwargs={"n_workers": 2}))
         ... def index(paths: list[str]) -> None: ...
+        >>> @flow(task_runner=EvolveTaskRunner(cluster_block="{{ parameters.cluster }}"))
+        ... def anywhere(paths: list[str], cluster: str = "") -> None: ...
     """
 
     def __init__(self, *args: Any, cluster_block: str | None = None, **kwargs: Any) -> None:
-        if cluster_block is not None:
-            raise ValueError(
-                f"cluster_block={cluster_block!r}: this version of evolve-tasks does not have it "
-                "yet; give address= or cluster_class= and cluster_kwargs="
-            )
         super().__init__(*args, **kwargs)
+        self.cluster_block = cluster_block
+        if cluster_block is not None:
+            self._refuse_wrong_block()
         # What was given, apart from what the client makes of it later.
         self._given_cluster = self._cluster
         self._contexts: RunContexts | None = None
@@ -120,17 +134,35 @@ class EvolveTaskRunner(DaskTaskRunner):
             adapt_kwargs=self.adapt_kwargs,
             client_kwargs=self.client_kwargs,
             performance_report_path=self.performance_report_path,
+            cluster_block=self.cluster_block,
         )
 
     def __eq__(self, other: object) -> bool:
-        """Whether the settings are the same, the cluster among them."""
+        """Whether the settings are the same, the cluster and the block among them."""
         return (
             isinstance(other, EvolveTaskRunner)
             and super().__eq__(other)
             and self._given_cluster is other._given_cluster
+            and self.cluster_block == other.cluster_block
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _refuse_wrong_block(self) -> None:
+        refuse_wrong_template(self.cluster_block)
+        others = {
+            "cluster": self._cluster,
+            "address": self.address,
+            "cluster_class": self.cluster_class,
+            "cluster_kwargs": self.cluster_kwargs,
+            "adapt_kwargs": self.adapt_kwargs,
+            "client_kwargs['security']": self.client_kwargs.get("security"),
+        }
+        if given := [name for name, value in others.items() if value]:
+            raise InvalidInput(
+                f"cluster_block={self.cluster_block!r} says which cluster, and so does "
+                f"{', '.join(given)}: give one of them"
+            )
 
     @property
     def client(self) -> PrefectDaskClient:
@@ -140,11 +172,38 @@ class EvolveTaskRunner(DaskTaskRunner):
                 # The one that all tasks on a worker share; it is closed with the worker.
                 self._client = cast(PrefectDaskClient, distributed.get_client())
             elif self._client is None:
-                with dask.config.set({_SPAWN_ENVIRONMENT: self._spawn_environment()}):
-                    self._client = self._connected()
+                asked = self._asked()
+                with dask.config.set({_SPAWN_ENVIRONMENT: self._spawn_environment(asked)}):
+                    self._client = self._connected(asked)
             return self._client
 
-    def _connected(self) -> PrefectDaskClient:
+    def _asked(self) -> _Asked:
+        """Which cluster this flow run is to use; of a block, that is known now and not before."""
+        options = dict(self.client_kwargs)
+        if self.cluster_block is None or not (name := self._block_name(self.cluster_block)):
+            given = self._cluster if self._cluster is not None else self.address
+            own = self.resolved_cluster_class
+            return _Asked(given, own, self.cluster_kwargs, self.adapt_kwargs, options)
+        found = load_block(self.cluster_block, name).runner_arguments()
+        address = found.get("address")
+        self.logger.info(
+            "The cluster is that of block %r: %s", name, address or "one is started for this run"
+        )
+        return _Asked(
+            address,
+            found.get("cluster_class"),
+            found.get("cluster_kwargs", {}),
+            found.get("adapt_kwargs", {}),
+            {**options, **found.get("client_kwargs", {})},
+        )
+
+    def _block_name(self, template: str) -> str:
+        name = block_name(template)
+        if not name:
+            self.logger.info("cluster_block=%r names no block here: the default is used", template)
+        return name
+
+    def _connected(self, asked: _Asked) -> PrefectDaskClient:
         """Connect to the cluster that was asked for, and start it if it is to be started.
 
         The stock runner takes any default client of the process first, and with it another
@@ -156,37 +215,32 @@ class EvolveTaskRunner(DaskTaskRunner):
                 f"performance_report_path={str(self.performance_report_path)!r}: Dask draws its "
                 "report with bokeh, which is not installed; run pip install bokeh, or leave it out"
             )
-        told = self.cluster_class is not None or bool(self.cluster_kwargs)
-        given: Any = self._cluster if self._cluster is not None else self.address
-        options = dict(self.client_kwargs)
+        told = asked.cluster_class is not None or bool(asked.cluster_kwargs)
+        given, options = asked.given, asked.client_kwargs
         if not given and not told and (around := _default_client()) is not None:
             given = around.cluster or around.scheduler_info(n_workers=0)["address"]
             options.setdefault("security", around.security)
         own = not given
         if own:
-            # Prefect's annotation has the class's instances in place of the class.
-            start: Any = self.resolved_cluster_class or LocalCluster
-            self.logger.info("Starting a Dask cluster with %s", function_name(start))
-            given = self._cluster = self._exit_stack.enter_context(start(**self.cluster_kwargs))
+            cluster_class = asked.cluster_class or LocalCluster
+            self.logger.info("Starting a Dask cluster with %s", function_name(cluster_class))
+            started = start(cluster_class, asked.cluster_kwargs)
+            given = self._cluster = self._exit_stack.enter_context(started)
         if isinstance(given, LocalCluster):  # also that of a default client
             self._exit_stack.enter_context(lost_workers_return())
-        if self.adapt_kwargs and self._cluster is not None:
-            adapting = self._cluster.adapt(**self.adapt_kwargs)
-            if asyncio.iscoroutine(adapting):
-                run_coro_as_sync(adapting)
-        client: PrefectDaskClient = self._exit_stack.enter_context(
-            PrefectDaskClient(given, **options)
-        )
+        if asked.adapt_kwargs and self._cluster is not None:
+            adapt(self._cluster, asked.adapt_kwargs)
+        client: PrefectDaskClient = self._exit_stack.enter_context(connected(given, **options))
         if self.performance_report_path:
             self._exit_stack.enter_context(Client.as_current(client))
             self._exit_stack.enter_context(performance_report(self.performance_report_path))
         if own:
-            client.register_plugin(QuietClosing())
+            register(client, QuietClosing())
         if client.dashboard_link:
             self.logger.info("The Dask dashboard is at %s", client.dashboard_link)
         return client
 
-    def _spawn_environment(self) -> dict[str, Any]:
+    def _spawn_environment(self, asked: _Asked) -> dict[str, Any]:
         """The environment that worker processes start with.
 
         They read Prefect's settings and Dask's logging levels as they are imported, before
@@ -195,7 +249,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         environment = {**dask.config.get(_SPAWN_ENVIRONMENT, {})}
         if (url := get_current_settings().api.url) is not None:
             environment["PREFECT_API_URL"] = url
-        if dask.config.get("logging", None) is None and not self.address:
+        if dask.config.get("logging", None) is None and not isinstance(asked.given, str):
             # Dask's own INFO is eighty lines about starting and stopping a local cluster. Who
             # wants them sets `logging` in Dask's configuration.
             logging.getLogger("distributed").setLevel(logging.WARNING)

@@ -35,11 +35,7 @@ def require_same_versions(client: Client) -> None:
     """
     if client in _checked:
         return
-    versions: Any = client.get_versions(packages=[name for name in _SAME if name != "python"])
-    here = versions["client"]["packages"]
-    places = {"the scheduler": versions["scheduler"]}
-    places |= {f"worker {address}": found for address, found in versions["workers"].items()}
-    wrong = list(_differences(here, places))
+    wrong = differences(client)
     if wrong:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ClusterUnfit(
@@ -50,6 +46,22 @@ def require_same_versions(client: Client) -> None:
             "are installed"
         )
     _checked.add(client)
+
+
+def differences(client: Client) -> list[str]:
+    """Say which versions of a cluster are not those here and have to be.
+
+    Args:
+        client: a connected client.
+
+    Returns:
+        One line for each place and package: place, its version, the version here.
+    """
+    versions: Any = client.get_versions(packages=[name for name in _SAME if name != "python"])
+    here = versions["client"]["packages"]
+    places = {"the scheduler": versions["scheduler"]}
+    places |= {f"worker {address}": found for address, found in versions["workers"].items()}
+    return list(_differences(here, places))
 
 
 def _differences(here: Mapping[str, Any], places: Mapping[str, Any]) -> Iterator[str]:

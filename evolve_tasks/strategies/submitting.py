@@ -15,7 +15,7 @@ from distributed import Client, Future
 
 from evolve_tasks.context import register
 from evolve_tasks.core.actions import Expand, Process
-from evolve_tasks.errors import ClusterLost, InvalidInput
+from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
@@ -270,6 +270,7 @@ class Submitter:
 
         Raises:
             ClusterLost: a future was cancelled by a lost connection to the scheduler.
+            ClusterUnfit: a worker lacks the code of the stages.
         """
         try:
             return self._fetch(futures)
@@ -295,6 +296,8 @@ class Submitter:
                 f"{address_of(self.client)} was lost, or somebody cancelled the run's tasks there; "
                 "see that the scheduler is up and run the flow again"
             ) from error
+        except ClusterUnfit:
+            raise  # it would be the same for all that come to that worker
         except Exception as error:
             return Lost(error)
         return answer

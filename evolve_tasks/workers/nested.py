@@ -16,6 +16,7 @@ from evolve_tasks.core.budget import FailureBudget
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.pace import Pace
 from evolve_tasks.core.window import Window
+from evolve_tasks.errors import ClusterUnfit
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
     BatchResult,
@@ -193,6 +194,8 @@ class _Children:
             items = self._expansion.lists[action.offset][action.start : action.stop]
             self.orphans.append(Orphans(action.offset, action.start, action.stop, Packed.of(items)))
             return None
+        except ClusterUnfit:
+            raise  # it would be the same for all that come to that worker
         except Exception as error:
             return self._lost(action, error)
         finally:

@@ -10,6 +10,8 @@ from contextvars import copy_context
 
 from distributed import Worker, WorkerPlugin, get_worker
 
+from evolve_tasks.errors import ClusterUnfit
+from evolve_tasks.naming import error_text
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.console import forwarded
 from evolve_tasks.workers.context import context_here, flush, surrounded
@@ -77,7 +79,7 @@ class RunPlugin(WorkerPlugin):
             return self._runtime
 
     def _open(self) -> Runtime:
-        spec: RunSpec = self._packed.value()
+        spec = self._spec()
         self._stack.enter_context(surrounded(spec.surroundings))
         self._stack.enter_context(forwarded(self._worker, self._run, spec.terminal_pid))
         mark, plugins = stop_name(self._run), self._worker.plugins
@@ -85,6 +87,18 @@ class RunPlugin(WorkerPlugin):
         return Runtime(
             spec, self._template, lambda: mark in plugins, address, marks=self._marks(address)
         )
+
+    def _spec(self) -> RunSpec:
+        try:
+            spec: RunSpec = self._packed.value()
+        except (ImportError, AttributeError) as error:
+            # The functions travel by name: their module is missing here, or another version of it.
+            raise ClusterUnfit(
+                f"worker {self._worker.address} cannot load the stages ({error_text(error)}): "
+                "install the code that they are in, in the version that the flow has, on all "
+                "workers"
+            ) from error
+        return spec
 
     def _marks(self, address: str) -> Marks | None:
         if address.startswith("inproc://"):
@@ -119,6 +133,7 @@ def runtime_of(run: str, crashes: int = 0) -> Runtime:
         crashes: workers that died with what is to be run.
 
     Raises:
+        ClusterUnfit: this worker lacks the code of the stages.
         RuntimeError: this worker has not been told of the run, or not any more.
     """
     plugin = get_worker().plugins.get(plugin_name(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from evolve_tasks import ClusterLost, ClusterUnfit, EvolveTaskRunner, InvalidInput, evolve
+from evolve_tasks import (
+    ClusterLost,
+    ClusterUnfit,
+    DaskCluster,
+    EvolveTaskRunner,
+    InvalidInput,
+    evolve,
+)
 from tests.conformance.flows import in_flow
 from tests.integration.servers import free_port
 from tests.integration.slow_work import begun, many, slowly
@@ -90,15 +99,16 @@ def test_a_worker_without_the_package_is_told_of_before_work_starts(tmp_path: Pa
     (tmp_path / "block.py").write_text(BLOCK)
     with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
-        with (
-            worker(address, tmp_path, "--preload", str(tmp_path / "block.py")),
-            pytest.raises(ClusterUnfit, match="install evolve-tasks"),
-        ):
-            in_flow(
-                EvolveTaskRunner(address=address),
-                lambda: evolve([str(tmp_path)], many, slowly),
-            )
+        with worker(address, tmp_path, "--preload", str(tmp_path / "block.py")):
+            with pytest.raises(ClusterUnfit, match="install evolve-tasks"):
+                in_flow(
+                    EvolveTaskRunner(address=address),
+                    lambda: evolve([str(tmp_path)], many, slowly),
+                )
+            found = DaskCluster(address=address).check()
     assert begun(tmp_path) == 0
+    assert (found.package_on_scheduler, found.package_on_workers) == (True, False)
+    assert [problem for problem in found.problems if "cannot import evolve_tasks" in problem]
 
 
 @pytest.mark.parametrize(("package", "version"), [("evolve_tasks", "0.0.1"), ("prefect", "3.1.4")])
@@ -114,14 +124,37 @@ def test_other_versions_are_told_of_before_work_starts(
     )
     with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
-        with (
-            worker(address, tmp_path / "worker", first=tmp_path),
-            pytest.raises(ClusterUnfit, match=f"worker tcp://.* has {name} {version}, the flow "),
-        ):
-            in_flow(
-                EvolveTaskRunner(address=address),
-                lambda: evolve([str(tmp_path)], many, slowly),
-            )
+        with worker(address, tmp_path / "worker", first=tmp_path):
+            said = f"worker tcp://.* has {name} {version}, the flow "
+            with pytest.raises(ClusterUnfit, match=said):
+                in_flow(
+                    EvolveTaskRunner(address=address),
+                    lambda: evolve([str(tmp_path)], many, slowly),
+                )
+            found = DaskCluster(address=address).check()
+    assert begun(tmp_path) == 0
+    assert found.versions[name]["workers"] == [version]
+    assert any(f"has {name} {version}, the flow" in problem for problem in found.problems)
+
+
+def test_code_of_the_stages_that_a_worker_lacks_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text(
+        "from pathlib import Path\n"
+        "def parse(diary): Path(diary, 'item-parse').touch(); return [1, 2]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    only_here: Any = importlib.import_module("only_here")
+    with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        with worker(address, tmp_path / "worker"):
+            for strategy in STRATEGIES:
+                said = "cannot load the stages .*only_here.*: install the code that they are in"
+                given: Any = {"strategy": strategy}
+                body = partial(evolve, [str(tmp_path)], only_here.parse, abs, **given)
+                with pytest.raises(ClusterUnfit, match=said):
+                    in_flow(EvolveTaskRunner(address=address), body)
     assert begun(tmp_path) == 0
 
 

@@ -18,7 +18,7 @@ SCRIPT = """
     import sys
     from prefect import flow, task
     from prefect_dask import DaskTaskRunner
-    from evolve_tasks import EvolveTaskRunner, evolve
+    from evolve_tasks import DaskCluster, EvolveTaskRunner, evolve
 
     @task
     def parse_file(n: int) -> list[int]:
@@ -29,14 +29,20 @@ SCRIPT = """
         return x + 1
 
     cluster = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    runner = {"evolve": EvolveTaskRunner, "stock": DaskTaskRunner}[sys.argv[1]]
+    runner = {
+        "evolve": lambda: EvolveTaskRunner(cluster_kwargs=cluster),
+        "block": lambda: EvolveTaskRunner(cluster_block="two-workers"),
+        "stock": lambda: DaskTaskRunner(cluster_kwargs=cluster),
+    }[sys.argv[1]]
 
-    @flow(task_runner=runner(cluster_kwargs=cluster))
+    @flow(task_runner=runner())
     def embedded(strategy: str):
         print("RESULTS", evolve([3, 2], parse_file, process_item, strategy=strategy).results)
         print("SUBMITTED", [f.result() for f in process_item.map([1, 2, 3])])
 
     if __name__ == "__main__":
+        if sys.argv[1] == "block":  # it is found in the server of the flow, there is no other
+            DaskCluster(cluster_kwargs=cluster).save("two-workers")
         embedded(sys.argv[2])
 """
 
@@ -87,11 +93,11 @@ def left_behind(home: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+@pytest.mark.parametrize(("runner", "strategy"), [("evolve", "as_completed"), ("block", "nested")])
 def test_all_task_runs_are_in_the_database_afterwards(
-    strategy: str, tmp_path: Path, environment: dict[str, str]
+    runner: str, strategy: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    ended = run_script(tmp_path, environment, "evolve", strategy)
+    ended = run_script(tmp_path, environment, runner, strategy)
     output = ended.stdout + ended.stderr
     assert ended.returncode == 0, output
     assert "RESULTS [1, 2, 3, 1, 2]" in ended.stdout, output
