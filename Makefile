@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: run ui test unit soak lint bench bench-peers clean
+.PHONY: run ui test unit soak soak-served lint bench bench-peers clean
 .DEFAULT_GOAL := run
 
 $(READY): pyproject.toml constraints.txt
@@ -34,6 +34,10 @@ unit: $(READY)
 # A hundred rounds in which workers, flows, the scheduler and the API are killed; prints a table.
 soak: $(READY)
 	$(BIN)/python -m tests.integration.faults --rounds 100
+
+# A served flow that is run sixty times: prints what its processes hold, and fails if that grows.
+soak-served: $(READY)
+	$(BIN)/python -m tests.integration.long_life --runs 60
 
 lint: $(READY)
 	$(BIN)/ruff check .
