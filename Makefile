@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: run ui test unit soak clusters lint bench bench-peers clean
+.PHONY: run ui test unit soak soak-served clusters lint bench bench-peers clean
 .DEFAULT_GOAL := run
 
 $(READY): pyproject.toml constraints.txt
@@ -40,6 +40,10 @@ clusters: $(READY)
 	$(PYTHON) -m venv $(VENV)/clusters
 	$(VENV)/clusters/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,clusters]'
 	$(VENV)/clusters/bin/python -m pytest tests/integration/test_clusters_doc.py
+
+# A served flow that is run sixty times: prints what its processes hold, and fails if that grows.
+soak-served: $(READY)
+	$(BIN)/python -m tests.integration.long_life --runs 60
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,14 +12,23 @@ from evolve_tasks.naming import short_repr
 
 StrategyName = Literal["auto", "as_completed", "async", "nested", "sequential"]
 RecordMode = Literal["auto", "items", "batches", "sources"]
-BatchSize = Literal["auto"] | Annotated[int, Field(ge=1, strict=True)]
+# Titles of alternatives are what the Prefect UI lets people choose by; without them it shows types.
+BatchSize = (
+    Annotated[Literal["auto"], Field(title="measured")]
+    | Annotated[int, Field(ge=1, strict=True, title="number")]
+)
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _in_one_line(schema: dict[str, Any]) -> None:
+    """Leave of a docstring what a form can show."""
+    schema["description"] = schema.get("description", "").partition("\n")[0]
 
 
 class _Frozen(BaseModel):
     """Options are values: equal by content, never changed after they were checked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_in_one_line)
 
 
 class Limits(_Frozen):
@@ -47,12 +56,13 @@ class Limits(_Frozen):
     in_flight: int | None = Field(
         default=None,
         ge=1,
-        description="Items submitted and unfinished at a time; empty: chosen from the cluster.",
+        description="Items submitted and unfinished at a time, from 1. None: four units of work "
+        "for each worker thread, at least 16.",
     )
     buffered: int = Field(
         default=10_000,
         ge=1,
-        description="Items discovered and not yet submitted; beyond it nothing is expanded.",
+        description="Items discovered, not yet submitted, from 1; beyond it nothing is expanded.",
     )
     max_items: int | None = Field(
         default=None,
@@ -66,6 +76,13 @@ class Limits(_Frozen):
         default=None,
         description="A Prefect variable that changes in_flight while it runs. Not available yet.",
     )
+
+
+def _needs_one(schema: dict[str, Any]) -> None:
+    """Let the form refuse what the validator below would refuse when the run has begun."""
+    _in_one_line(schema)
+    nothing = {"count": {"type": "null"}, "ratio": {"type": "null"}}
+    schema["not"] = {"properties": nothing}
 
 
 class Tolerate(_Frozen):
@@ -82,9 +99,18 @@ class Tolerate(_Frozen):
         10
     """
 
-    count: int | None = Field(default=None, ge=0, description="Failures that are accepted.")
+    model_config = ConfigDict(json_schema_extra=_needs_one)
+
+    count: int | None = Field(
+        default=None,
+        ge=0,
+        description="Failed sources and items that are accepted, from 0. Give this, ratio or both.",
+    )
     ratio: float | None = Field(
-        default=None, ge=0, le=1, description="Accepted share of failures, 0 to 1."
+        default=None,
+        ge=0,
+        le=1,
+        description="Accepted share of failures, 0 to 1: 0.05 are 5 %.",
     )
 
     @model_validator(mode="after")
@@ -117,7 +143,9 @@ def tolerate(count: int | None = None, ratio: float | None = None) -> Tolerate:
     return _validated(Tolerate, {"count": count, "ratio": ratio})
 
 
-FailurePolicy = Literal["finish", "fail_fast", "ignore"] | Tolerate
+FailurePolicy = (
+    Annotated[Literal["finish", "fail_fast", "ignore"], Field(title="policy")] | Tolerate
+)
 
 
 class EvolveOptions(_Frozen):
@@ -166,38 +194,49 @@ class EvolveOptions(_Frozen):
 
     strategy: StrategyName = Field(
         default="auto",
-        description="How the expansion is driven; auto chooses by where and what it runs.",
+        description="How the work is driven. auto: nested inside a task or with a generator, else "
+        "as_completed. sequential: no cluster.",
     )
     limits: Limits = Field(default_factory=Limits, description="Bounds on the work under way.")
     on_failure: FailurePolicy = Field(
         default="finish",
-        description="What a failed source or item means for the rest and for the flow.",
+        description="finish: do all else, then fail. fail_fast: begin nothing more. ignore: never "
+        "fail. Tolerate: fail beyond a number or share.",
     )
     batch: BatchSize = Field(
-        default="auto", description="Items in one Dask task: auto, or a number from 1."
+        default="auto",
+        description="Items in one Dask task: as measured durations have it, or a number from 1.",
     )
-    record: RecordMode = Field(default="auto", description="How finely Prefect sees the work.")
+    record: RecordMode = Field(
+        default="auto",
+        description="What is a task run of its own. auto: items while the budget below lasts, then "
+        "batches. sources: no item is one.",
+    )
     record_budget: int = Field(
-        default=500, ge=0, description='Task runs that record="auto" may spend on items.'
+        default=500, ge=0, description="Task runs that auto may spend on items, from 0."
     )
     events_per_minute: int | None = Field(
         default=None,
         ge=2,
-        description='Pace of record="auto" in events, two for each task run; empty: chosen by '
-        "the API.",
+        description="Pace of auto in events and log lines, two for each task run, from 2. None: "
+        "6,000, on Prefect Cloud 1,500.",
     )
     resources: dict[str, dict[str, Annotated[float, Field(gt=0)]]] | None = Field(
         default=None,
-        description='Dask worker resources by stage, as {"process_item": {"GPU": 1}}.',
+        description="What each stage takes of the resources that Dask workers offer, as "
+        '{"process_item": {"GPU": 1}}. None: nothing.',
     )
     priority: int = Field(
         default=0,
         description="Beside other runs on the same Dask cluster: a higher one goes first.",
     )
-    journal: bool | Annotated[str, Field(min_length=1)] = Field(
+    journal: (
+        Annotated[bool, Field(title="of this run")]
+        | Annotated[str, Field(min_length=1, title="shared, by name")]
+    ) = Field(
         default=False,
-        description="Durable record to resume from: true for retries of this flow run, or a name "
-        "that runs share.",
+        description="What is finished is not done again: by retries of this run, or by all runs "
+        "that give the same name.",
     )
     unique: bool = Field(default=False, description="Work on equal items once. Not available yet.")
     progress: bool = Field(

@@ -26,6 +26,8 @@ from radon.raw import Module as LineCounts
 from radon.raw import analyze
 from radon.visitors import ComplexityVisitor, HalsteadVisitor
 
+from evolve_tasks import file_fingerprint
+
 # Directories of the standard library that hold its tests, or what others have installed.
 TEST_DIRECTORIES = ("test", "tests")
 INSTALLED_DIRECTORIES = ("dist-packages", "site-packages")
@@ -164,6 +166,18 @@ def python_files(
             if on_unreadable is not None:
                 on_unreadable(name.rstrip("/") or ".", error)
         ahead += sorted(found, reverse=True)
+
+
+def file_state(file: SourceFile) -> tuple[str, int, int]:
+    """What makes a file count as changed: its path, size and time of the last change.
+
+    Args:
+        file: the file.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    return file_fingerprint(file.path)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

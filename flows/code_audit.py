@@ -38,9 +38,11 @@ from flows.auditing import (
 from flows.command_line import (
     LocalRunner,
     console,
+    existing_cluster,
     limit_console_logs,
     local_cluster,
     positive,
+    refuse_empty_address,
     shown,
 )
 
@@ -122,7 +124,7 @@ def task_runner(workers: int = CPU_COUNT) -> LocalRunner:
     return local_cluster(workers, threads=1, processes=True)
 
 
-@flow(name="code-audit", task_runner=task_runner())
+@flow(name="code-audit", task_runner=existing_cluster() or task_runner())
 def code_audit(
     root: str | None = None,
     strategy: StrategyName = "auto",
@@ -153,9 +155,11 @@ def code_audit(
         A completed state that holds the `Audit`.
 
     Raises:
+        ValueError: deployed for a cluster, and without its address; nothing was started.
         NotADirectoryError: there is no such root; nothing was started.
         NothingAudited: all of it failed.
     """
+    refuse_empty_address()
     directory = checked_root(root)
     unreadable: list[dict[str, str]] = []
 
@@ -176,6 +180,19 @@ def code_audit(
     audit = audit_of(outcome, unreadable)
     if json_file is not None:
         Path(json_file).write_text(json.dumps(audit.as_json(), indent=1) + "\n", encoding="ascii")
+    return concluded(audit, worst)
+
+
+def concluded(audit: Audit, worst: int) -> State[Audit]:
+    """Publish an audit, and give the state in which its flow run ends.
+
+    Args:
+        audit: what was found.
+        worst: number of functions in the table of the worst.
+
+    Raises:
+        NothingAudited: all of it failed.
+    """
     publish(audit, worst)
     if audit.nothing_succeeded:
         raise NothingAudited(audit)
@@ -202,12 +219,13 @@ def audit_of(outcome: Outcome, unreadable: Iterable[dict[str, str]] = ()) -> Aud
         }
         for failure in outcome.failures
     ]
+    measured = outcome.counts.done + outcome.counts.resumed
     counts = {
         "files": outcome.counts.sources - outcome.counts.sources_failed,
         "files_failed": outcome.counts.sources_failed,
         "directories_failed": len(unreadable),
-        "functions": outcome.counts.done,
-        "functions_failed": outcome.counts.discovered - outcome.counts.done,
+        "functions": measured,
+        "functions_failed": outcome.counts.discovered - measured,
     }
     return Audit(
         functions=outcome.results,

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, TypeAlias, cast
 
+import dask
 from prefect.futures import PrefectFuture
 from prefect.logging.configuration import setup_logging
 from prefect.task_runners import TaskRunner
@@ -44,6 +45,34 @@ def local_cluster(workers: int, *, threads: int, processes: bool) -> LocalRunner
     )
     # `@flow` asks for a runner of any future, which no runner of one kind of future is.
     return cast(LocalRunner, runner)
+
+
+def existing_cluster() -> LocalRunner | None:
+    """Make a runner for the Dask cluster that Dask's own setting names, if it names one.
+
+    The setting is `DASK_SCHEDULER_ADDRESS` in the environment, or `scheduler-address` in
+    Dask's configuration.
+
+    Returns:
+        The runner; `None` where nothing is set, and a cluster has to be started.
+    """
+    address = dask.config.get("scheduler-address", None)
+    return cast(LocalRunner, EvolveTaskRunner(address=address)) if address else None
+
+
+def refuse_empty_address() -> None:
+    """Refuse a setting that is there and names no cluster; called in the flow.
+
+    A flow file that cannot be imported ends its process, and nobody is told why.
+
+    Raises:
+        ValueError: it was deployed without the address.
+    """
+    if dask.config.get("scheduler-address", None) == "":
+        raise ValueError(
+            "DASK_SCHEDULER_ADDRESS is empty: set it to the address of the Dask scheduler, as "
+            "tcp://127.0.0.1:8786, and deploy again; or leave it out, to have a cluster started"
+        )
 
 
 def limit_console_logs() -> None:

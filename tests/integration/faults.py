@@ -71,7 +71,7 @@ class Site:
         self._home = home
         self.server = Server(home / "prefect")
         self.scheduler = f"tcp://127.0.0.1:{free_port()}"
-        self._cluster: list[subprocess.Popen[bytes]] = []
+        self.cluster: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Start everything."""
@@ -83,7 +83,7 @@ class Site:
         port = self.scheduler.rpartition(":")[2]
         environment = prefect_environment(self._home / "prefect", self.server.url)
         environment["PYTHONPATH"] = str(ROOT)
-        self._cluster = [
+        self.cluster = [
             _process(self._home, environment, "distributed.cli.dask_scheduler", "--port", port),
             *(
                 _process(
@@ -96,12 +96,12 @@ class Site:
 
     def stop_cluster(self) -> None:
         """Kill the scheduler, and the workers with it."""
-        for process in self._cluster:
+        for process in self.cluster:
             # Each is the leader of a group: a nanny and its worker go together.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        self._cluster = []
+        self.cluster = []
 
     def stop(self) -> None:
         """End everything."""

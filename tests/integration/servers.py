@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,8 +47,16 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
 class Server:
     """A server that can be stopped and started again, with the same address and database."""
 
-    def __init__(self, home: Path, port: int | None = None, *, ui: bool = False) -> None:
+    def __init__(
+        self,
+        home: Path,
+        port: int | None = None,
+        *,
+        ui: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._home = home
+        self._settings = settings or {}
         self._port = port or free_port()
         self._ui = ui
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,7 +71,11 @@ class Server:
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command],
-                env=prefect_environment(self._home) | {"PREFECT_SERVER_UI_API_URL": self.url},
+                env={
+                    **prefect_environment(self._home),
+                    "PREFECT_SERVER_UI_API_URL": self.url,
+                    **self._settings,
+                },
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

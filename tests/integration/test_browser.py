@@ -11,12 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 from uuid import UUID
 
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from evolve_tasks import EvolveOptions, Limits
+from evolve_tasks.options import StrategyName
+from flows.audit_changes import audit_changes
 from tests.integration.api import artifacts, progress_of
 from tests.integration.servers import Server, prefect_environment
 from tests.integration.waiting import until
@@ -257,3 +263,83 @@ def test_the_html_page_is_the_same_report(
             assert page.locator(PICTURE).evaluate("image => image.naturalWidth") == 960
             assert all(url.startswith(("file:", "data:")) for url in asked), asked
             page.screenshot(path=pictures / f"page-{theme}.png")
+
+
+@pytest.fixture(scope="module")
+def form(night: Night) -> str:
+    """Where the form is with which a flow that takes `EvolveOptions` is run."""
+    with get_client(sync_client=True) as client:  # to_deployment is async where Playwright is
+        deployment_id = client.create_deployment(
+            client.create_flow(audit_changes),
+            name="form",
+            parameter_openapi_schema=audit_changes.parameters.model_dump_for_openapi(),
+            enforce_parameter_schema=True,
+        )
+    return f"deployments/deployment/{deployment_id}/run"
+
+
+FIELDS = [*EvolveOptions.model_fields.items(), *Limits.model_fields.items()]
+
+
+@pytest.mark.parametrize("version", ["", "/v2"], ids=["first UI", "second UI"])
+def test_options_are_a_form(
+    version: str, night: Night, form: str, browser: Browser, pictures: Path
+) -> None:
+    with seen(browser, "light" if version else "dark", height=2600) as page:
+        page.goto(f"{night.ui}{version}/{form}")
+        for name, field in FIELDS:
+            title = name.replace("_", " ").title()
+            expect(page.get_by_text(f"{title} (Optional)", exact=True)).to_be_visible()
+            expect(page.get_by_text(str(field.description), exact=True)).to_be_visible()
+        for choice in (
+            "measured",
+            "number",
+            "policy",
+            "Tolerate",
+            "of this run",
+            "shared, by name",
+        ):
+            expect(page.get_by_text(choice, exact=True)).to_be_visible()
+        # The defaults of the flow, and of the package where the flow has none.
+        numbers = page.locator("input[type=number]")
+        assert [one.input_value() for one in numbers.all()] == ["20", "10000", "100", "500"]
+        batch = numbers.nth(2)
+
+        chosen = (
+            page.get_by_label("Select Strategy")
+            if version
+            else page.get_by_role("button", name="auto", exact=True)
+        )
+        chosen.press("Space")
+        for strategy in get_args(StrategyName):
+            expect(page.get_by_text(strategy, exact=True).last).to_be_visible()
+        page.screenshot(path=pictures / f"choices{version.replace('/', '-')}.png")
+        page.get_by_text("sequential", exact=True).last.click()
+
+        batch.fill("0")
+        page.get_by_role("button", name="Submit").click()
+        if version:  # it lets the browser say so
+            said = batch.evaluate("input => input.validationMessage")
+            assert "greater than or equal to 1" in said
+        else:
+            expect(
+                page.get_by_text("0 is not valid under any of the given schemas")
+            ).to_be_visible()
+        page.screenshot(path=pictures / f"wrong{version.replace('/', '-')}.png")
+
+        batch.fill("7")
+        page.get_by_text("Tolerate", exact=True).click()
+        page.get_by_role("button", name="Submit").click()
+        # Neither a number nor a share was given.
+        refused = page.get_by_text("'options.on_failure'")
+        expect(refused.first).to_be_visible()
+        page.get_by_text("policy", exact=True).click()
+        # While the second UI still says so it takes no further click.
+        expect(refused).to_have_count(0, timeout=30_000)
+        page.get_by_role("button", name="Submit").click()
+        page.wait_for_url(lambda url: not url.endswith("/run"))  # each goes to another page
+    with get_client(sync_client=True) as client:
+        latest = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+    options = EvolveOptions.model_validate(latest[0].parameters["options"])
+    assert (options.strategy, options.batch) == ("sequential", 7)
+    assert options.on_failure == "ignore"

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def until(condition: Callable[[], Any], what: str, limit_s: float = 60) -> None:
+def until(
+    condition: Callable[[], Any], what: str, limit_s: float = 60, pause_s: float = 0.05
+) -> None:
     """Wait until a condition holds; fail with `what` if it does not within the limit."""
     give_up = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < give_up, f"it did not happen that {what}"
-        time.sleep(0.05)
+        time.sleep(pause_s)

@@ -7,15 +7,17 @@ import os
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import dask
 import pytest
 from radon.complexity import cc_visit
 from radon.metrics import mi_visit
 from rich.console import Console
 
 from evolve_tasks import Counts, Failure, Outcome
-from flows import code_audit, evolving_files
+from flows import audit_changes, code_audit, evolving_files
 from flows.auditing import (
     LONG_STATEMENT,
     FunctionSource,
@@ -28,7 +30,7 @@ from flows.auditing import (
     read_source,
     standard_library,
 )
-from flows.command_line import shown
+from flows.command_line import existing_cluster, refuse_empty_address, shown
 from flows.evolving_files import File, StrategyRun, compared
 
 
@@ -418,6 +420,14 @@ class TestAudit:
         assert str(audit) == "5 functions in 3 files audited, 2 failures"
         assert list(audit.as_json()) == ["functions", "failures", "counts"]
 
+    def test_what_was_resumed_counts_as_what_was_measured_now(self) -> None:
+        outcome = outcome_of(("a.py", [5, 9]))
+        resumed = replace(outcome.counts, done=0, resumed=2)
+        audit = code_audit.audit_of(replace(outcome, counts=resumed))
+        assert str(audit) == "2 functions in 1 files audited"
+        assert audit.counts["functions_failed"] == 0
+        assert not audit.nothing_succeeded
+
     def test_worst_first_and_ties_in_order_of_place(self) -> None:
         audit = code_audit.audit_of(outcome_of(("b.py", [5, 9, 5]), ("a.py", [5])))
         places = [row["place"] for row in code_audit.worst_rows(audit, 3)]
@@ -470,6 +480,27 @@ class TestAudit:
         text = io.StringIO()
         code_audit.show(code_audit.audit_of(outcome_of()), 5, Console(file=text, width=120))
         assert "0 functions in 0 files audited" in text.getvalue()
+
+
+class TestExistingCluster:
+    def test_the_one_that_dasks_setting_names(self) -> None:
+        with dask.config.set({"scheduler-address": "tcp://10.0.0.1:8786"}):
+            runner = existing_cluster()
+            refuse_empty_address()
+        assert runner is not None
+        assert runner.address == "tcp://10.0.0.1:8786"
+
+    def test_none_where_nothing_is_set(self) -> None:
+        with dask.config.set({"scheduler-address": None}):
+            assert existing_cluster() is None
+            refuse_empty_address()
+
+    def test_a_deployment_without_its_address_says_what_is_missing(self) -> None:
+        with dask.config.set({"scheduler-address": ""}):
+            assert existing_cluster() is None  # the flow file has to be imported all the same
+            for run in (code_audit.code_audit.fn, audit_changes.audit_changes.fn):
+                with pytest.raises(ValueError, match="DASK_SCHEDULER_ADDRESS is empty: set it"):
+                    run()
 
 
 class TestCommandLines:

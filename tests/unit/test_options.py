@@ -301,13 +301,16 @@ def test_options_come_back_from_json_as_they_were(given_options: EvolveOptions) 
     assert EvolveOptions.model_validate(json.loads(text)) == given_options
 
 
+LINE = 140  # characters that the form of either UI shows in a line of a window 1,400 pixels wide
+
+
 @pytest.mark.parametrize("model", [EvolveOptions, Limits, Tolerate])
 def test_each_field_has_a_place_in_the_form(model: type[BaseModel]) -> None:
     fields = model.model_json_schema()["properties"]
     assert set(fields) == set(model.model_fields)
     bare = [name for name, field in fields.items() if not field.get("description")]
     assert not bare, f"the form in the UI says nothing about {bare}"
-    wrong = [name for name, field in fields.items() if len(field["description"]) > 100]
+    wrong = [name for name, field in fields.items() if len(field["description"]) > LINE]
     assert not wrong, f"more than a form has room for: {wrong}"
 
 
@@ -322,3 +325,21 @@ def test_the_form_says_what_is_not_available_yet() -> None:
 def test_the_form_offers_the_strategies_to_choose_from() -> None:
     field = EvolveOptions.model_json_schema()["properties"]["strategy"]
     assert tuple(field["enum"]) == STRATEGIES
+
+
+def test_the_form_names_the_alternatives_of_a_field() -> None:
+    schema = EvolveOptions.model_json_schema()
+    titles = {
+        name: [
+            branch.get("title") or branch.get("$ref", "").rpartition("/")[2]
+            for branch in schema["properties"][name]["anyOf"]
+        ]
+        for name in ("batch", "on_failure", "journal")
+    }
+    assert titles == {
+        "batch": ["measured", "number"],
+        "on_failure": ["policy", "Tolerate"],
+        "journal": ["of this run", "shared, by name"],
+    }
+    # A model's description is a line above its fields, not its docstring.
+    assert all("\n" not in model["description"] for model in [schema, *schema["$defs"].values()])

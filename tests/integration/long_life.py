@@ -1,0 +1,264 @@
+"""Runs of a served flow, one after another, and whether anything grows with them.
+
+    python -m tests.integration.long_life --runs 60
+
+A server, a scheduler, two workers and a process that serves a flow live as long as this does; the
+flow is run again and again. After every tenth run a line tells what these processes hold. It ends
+with 1 if something grows with the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+from distributed import Client
+from prefect import task
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tests.integration.faults import ROOT, Site, site
+from tests.integration.servers import prefect_environment
+from tests.integration.waiting import until
+
+NAME = "long-life"
+EVERY = 10  # runs between two lines
+LIMIT_S = 180.0  # for one run
+SETTLED_S = 60.0  # until what a run used has been given back
+MB = 1e6
+
+# A process may keep so much more after some runs than after others, for its buffers; what is
+# more, and more again in the next ten runs, is a leak.
+RESIDENT_MB = 4.0
+
+KINDS = [
+    {"strategy": "as_completed"},
+    {"strategy": "nested"},
+    {"strategy": "async"},
+    {"strategy": "as_completed", "journal": "long-life"},
+    {"strategy": "sequential"},
+]
+
+
+@task
+def numbers_below(limit: int) -> list[int]:
+    """A source gives this many items."""
+    return list(range(limit))
+
+
+@task(retries=1)
+def twice(x: int) -> int:
+    """What comes out of an item."""
+    return 2 * x
+
+
+EXPECTED = sum(2 * x for limit in range(20) for x in range(limit)) + 1 + 2 + 3
+
+
+@dataclass
+class Held:
+    """What the processes hold at one moment, between runs.
+
+    Args:
+        processes: those that serve the flow, and those of the scheduler and the workers.
+        files: that they have open, connections among them.
+        connections: of these.
+        threads: of all.
+        serving_mb: resident, in the process that serves the flow.
+        scheduler_mb: in that of the scheduler.
+        workers_mb: in those of the workers and their nannies.
+        tasks: that the scheduler knows.
+        metadata: entries in its task metadata.
+        plugins: of the scheduler, and of workers as it knows them.
+        topics: of its events that are ours.
+        clients_topics: of its events that are Dask's own: one for each client that there ever was.
+        worker_plugins: on the workers.
+    """
+
+    processes: int
+    files: int
+    connections: int
+    threads: int
+    serving_mb: float
+    scheduler_mb: float
+    workers_mb: float
+    tasks: int
+    metadata: int
+    plugins: int
+    topics: int
+    clients_topics: int
+    worker_plugins: int
+
+    def grown(self, before: Held) -> list[str]:
+        """What is more than it was, but for topics, of which Dask keeps one for each client."""
+        told = []
+        for field in fields(self):
+            now, then = getattr(self, field.name), getattr(before, field.name)
+            allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
+            if field.name != "clients_topics" and now > then + allowed:
+                told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
+        return told
+
+
+class Life:
+    """The processes, and how they are asked."""
+
+    def __init__(self, here: Site, serving: subprocess.Popen[bytes], client: Client) -> None:
+        self._serving = psutil.Process(serving.pid)
+        pids = [process.pid for process in here.cluster]
+        self._scheduler = psutil.Process(pids[0])
+        self._workers = [psutil.Process(pid) for pid in pids[1:]]
+        self._client = client
+
+    def held(self) -> Held:
+        """What they hold."""
+        serving, scheduler = [self._serving], [self._scheduler]
+        serving += self._serving.children(recursive=True)
+        workers = [p for w in self._workers for p in (w, *w.children(recursive=True))]
+        everybody = serving + scheduler + workers
+
+        def on_scheduler(dask_scheduler: Any) -> dict[str, int]:
+            topics = list(dask_scheduler._broker._topics)
+            ours = [topic for topic in topics if topic.startswith("evolve")]
+            return {
+                "tasks": len(dask_scheduler.tasks),
+                "metadata": len(dask_scheduler.task_metadata),
+                "plugins": len(dask_scheduler.plugins) + len(dask_scheduler.worker_plugins),
+                "topics": len(ours),
+                "clients_topics": len(topics) - len(ours),
+            }
+
+        def on_worker(dask_worker: Any) -> int:
+            return len(dask_worker.plugins)
+
+        return Held(
+            processes=len(everybody),
+            files=sum(process.num_fds() for process in everybody),
+            connections=sum(len(process.net_connections("inet")) for process in everybody),
+            threads=sum(process.num_threads() for process in everybody),
+            serving_mb=_resident(serving),
+            scheduler_mb=_resident(scheduler),
+            workers_mb=_resident(workers),
+            worker_plugins=sum(self._client.run(on_worker).values()),
+            **self._client.run_on_scheduler(on_scheduler),
+        )
+
+    def settled(self, before: Held | None) -> Held:
+        """What they hold when a run has given everything back, or the time for that is over."""
+        give_up = time.monotonic() + SETTLED_S
+        while True:
+            found = self.held()
+            steady = found.processes == 1 + 1 + 4 and (before is None or not found.grown(before))
+            if steady or time.monotonic() > give_up:
+                return found
+            time.sleep(0.5)
+
+
+def _resident(processes: list[psutil.Process]) -> float:
+    return float(sum(process.memory_info().rss for process in processes)) / MB
+
+
+@contextmanager
+def _served(here: Site, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve the flow in a process of its own."""
+    environment = prefect_environment(home / "prefect", here.server.url)
+    environment |= {"PYTHONPATH": str(ROOT), "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    with (home / "serving.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.served_flow", here.scheduler],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _is_served(client: SyncPrefectClient) -> bool:
+    try:
+        client.read_deployment_by_name(f"{NAME}/{NAME}")
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _run(client: SyncPrefectClient, parameters: dict[str, Any]) -> None:
+    """Have the flow run once, and wait for its end."""
+    deployment = client.read_deployment_by_name(f"{NAME}/{NAME}")
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def state() -> Any:
+        return client.read_flow_run(run.id).state
+
+    until(lambda: state().is_final(), f"run {run.name} ends", LIMIT_S)
+    assert state().is_completed(), f"run {run.name} with {parameters}: {state()}"
+
+
+def live(home: Path, runs: int) -> int:
+    """Run the flow so often; print what is held.
+
+    Args:
+        home: an empty folder.
+        runs: how often.
+
+    Returns:
+        How many things have grown.
+    """
+    with (
+        site(home) as here,
+        temporary_settings({PREFECT_API_URL: here.server.url}),
+        _served(here, home) as serving,
+        Client(here.scheduler, set_as_default=False) as dask,
+        get_client(sync_client=True) as client,
+    ):
+        until(lambda: _is_served(client), "the flow is served", LIMIT_S)
+        life = Life(here, serving, dask)
+        names = [field.name for field in fields(Held)]
+        print("runs", *names, sep="\t")  # noqa: T201
+        looks: list[Held] = []
+        for number, parameters in enumerate(islice(cycle(KINDS), runs), start=1):
+            _run(client, parameters)
+            if number % EVERY == 0:
+                looks.append(life.settled(looks[0] if looks else None))
+                values = (getattr(looks[-1], name) for name in names)
+                print(number, *(f"{value:,.0f}" for value in values), sep="\t", flush=True)  # noqa: T201
+    if len(looks) < 2:
+        return 0
+    # The first ten runs bring in what is used for good: modules, connections, caches.
+    grown = looks[-1].grown(looks[0])
+    for text in grown:
+        print(f"it grew: {text}")  # noqa: T201
+    return len(grown)
+
+
+def main() -> int:
+    """Run, and print what came of it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.integration.long_life", description=__doc__
+    )
+    parser.add_argument("--runs", type=int, default=60)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="evolve-life-", ignore_cleanup_errors=True) as home:
+        return int(live(Path(home), given.runs) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
