@@ -24,7 +24,7 @@ from prefect.utilities.engine import should_log_prints
 from evolve_tasks.stages import Stage, as_items
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
-from evolve_tasks.workers.gathering import gather, gather_async, kept
+from evolve_tasks.workers.gathering import Kept, gather, gather_async, kept
 from evolve_tasks.workers.task_runs import new_task_run
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Unpicklable, require_picklable
@@ -95,7 +95,7 @@ class BoundStage:
 
     def call(self, item: Any) -> Ran:
         """Call the function alone."""
-        with kept() as items:
+        with kept() as here:
             try:
                 value = self.function(item)
                 if inspect.iscoroutine(value):
@@ -106,16 +106,17 @@ class BoundStage:
             except self._signals:
                 raise
             except BaseException as error:
-                return Ran(self._before(items), error=error)
+                return Ran(self._before(here), error=error)
         return Ran(value=value)
 
-    def _before(self, items: list[Any]) -> list[Any]:
+    def _before(self, here: Kept) -> list[Any]:
         """What an expanding stage had given before it failed, if it can travel."""
+        items = list(here.items)
         try:
             require_picklable(self.stage.name, items)
         except Unpicklable:
             return []
-        return list(items)
+        return items
 
     def run(self, item: Any, task_run: TaskRun, *, recorded: bool) -> Ran:
         """Run the task through Prefect's engine."""
@@ -127,14 +128,14 @@ class BoundStage:
             plain=self.quick,
             threads=self._threads,
         )
-        with kept() as items:
+        with kept() as here:
             try:
                 # The engines leave context variables behind in async runs; a copy takes them along.
                 value = copy_context().run(run, self.task, item, task_run)
             except self._signals:
                 raise
             except BaseException as error:
-                return Ran(self._before(items), error=error, attempts=task_run.run_count)
+                return Ran(self._before(here), error=error, attempts=task_run.run_count)
         return Ran(value=value, attempts=task_run.run_count)
 
 

@@ -5,32 +5,41 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
-_gathered: ContextVar[list[Any] | None] = ContextVar("evolve_gathered", default=None)
+
+@dataclass(slots=True)
+class Kept:
+    """What the last attempt has gathered."""
+
+    items: list[Any] = field(default_factory=list)
+
+
+_kept: ContextVar[Kept | None] = ContextVar("evolve_kept", default=None)
 
 
 @contextmanager
-def kept() -> Iterator[list[Any]]:
+def kept() -> Iterator[Kept]:
     """Keep what is gathered in the block; the last attempt's, if there are several.
 
     Example:
         >>> def breaks():
         ...     yield 1
         ...     raise OSError("broken")
-        >>> with kept() as items:
+        >>> with kept() as here:
         ...     try:
         ...         gather(breaks(), None)
         ...     except OSError:
-        ...         print(items)
+        ...         print(here.items)
         [1]
     """
-    items: list[Any] = []
-    token = _gathered.set(items)
+    here = Kept()
+    token = _kept.set(here)
     try:
-        yield items
+        yield here
     finally:
-        _gathered.reset(token)
+        _kept.reset(token)
 
 
 def gather(source: Iterable[Any], most: int | None) -> list[Any]:
@@ -62,8 +71,8 @@ async def gather_async(source: AsyncIterable[Any], most: int | None) -> list[Any
 
 
 def _fresh() -> list[Any]:
-    items = _gathered.get()
-    if items is None:
-        return []
-    items.clear()
+    # A list of its own for each attempt: one whose time was over may still be adding to its own.
+    items: list[Any] = []
+    if (here := _kept.get()) is not None:
+        here.items = items
     return items

@@ -1056,7 +1056,7 @@ ILLEGAL: dict[str, tuple[Callable[[Core], object], str]] = {
     "failed below nothing": (wrong(Found(2, 2, failed=-1)), "unit 1"),
     "failed below nothing beside others": (wrong(Found(2, 2, failed=-1, not_run=1)), "unit 1"),
     "left below nothing beside others": (wrong(Found(2, 2, failed=1, not_run=-1)), "unit 1"),
-    "items of what was lost": (wrong(Found(2, lost=True)), "unit 1"),
+    "lost, and known": (wrong(Found(2, 2, resumed=2, lost=True, known=True)), "unit 1"),
     "items of what was skipped": (wrong(Found(2, skipped=True)), "unit 1"),
     "more failures than items": (lambda core: core.processed(2, failed=2), "unit 2"),
     "more left than items": (lambda core: core.processed(2, not_run=2), "unit 2"),
