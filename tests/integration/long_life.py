@@ -159,12 +159,15 @@ class Life:
     def settled(self, before: Held | None) -> Held:
         """What they hold when a run has given everything back, or the time for that is over."""
         give_up = time.monotonic() + SETTLED_S
+        latest = None
         while True:
             found = self.held()
-            steady = found.processes == 1 + 1 + 4 and (before is None or not found.grown(before))
-            if steady or time.monotonic() > give_up:
+            # The first look has nothing to go by but itself.
+            since = before or latest
+            if (since is not None and not found.grown(since)) or time.monotonic() > give_up:
                 return found
-            time.sleep(0.5)
+            latest = found
+            time.sleep(1)
 
 
 def _resident(processes: list[psutil.Process]) -> float:
@@ -175,10 +178,14 @@ def _resident(processes: list[psutil.Process]) -> float:
 def _served(here: Site, home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Serve the flow in a process of its own."""
     environment = prefect_environment(home / "prefect", here.server.url)
-    environment |= {"PYTHONPATH": str(ROOT), "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "DASK_SCHEDULER_ADDRESS": here.scheduler,
+    }
     with (home / "serving.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.served_flow", here.scheduler],
+            [sys.executable, "-m", "tests.integration.served_flow"],
             cwd=ROOT,
             env=environment,
             stdout=log,
@@ -240,6 +247,8 @@ def live(home: Path, runs: int) -> int:
                 looks.append(life.settled(looks[0] if looks else None))
                 values = (getattr(looks[-1], name) for name in names)
                 print(number, *(f"{value:,.0f}" for value in values), sep="\t", flush=True)  # noqa: T201
+        # One client for each run, and this one: they have worked there, and not on their own.
+        assert runs == 0 or life.held().clients_topics > runs, "runs did not use the cluster"
     if len(looks) < 2:
         return 0
     # The first ten runs bring in what is used for good: modules, connections, caches.

@@ -1,20 +1,19 @@
 """A flow that is served for a long time: every run uses all that a run can use.
 
-python -m tests.integration.served_flow SCHEDULER
+    DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:8786 python -m tests.integration.served_flow
 """
 
 # No postponed annotations: `flow.serve` sends the function to its runs as a pickle, which does not
 # have the names that stand in annotations alone.
-import os
-import sys
-
+import dask
 from prefect import flow, task
 
 from evolve_tasks import EvolveTaskRunner, evolve
 from evolve_tasks.options import StrategyName
 from tests.integration.long_life import NAME, numbers_below, twice
 
-ADDRESS = "EVOLVE_LONG_LIFE_SCHEDULER"
+# It has to be set before this: the flow that is served is the one that was made here.
+ADDRESS = dask.config.get("scheduler-address", None)
 
 
 @task
@@ -23,7 +22,7 @@ def add_one(x: int) -> int:
     return x + 1
 
 
-@flow(name=NAME, task_runner=EvolveTaskRunner(address=os.environ.get(ADDRESS)))
+@flow(name=NAME, task_runner=EvolveTaskRunner(address=ADDRESS))
 def long_life(strategy: StrategyName, journal: str | None = None) -> int:
     """Work on twenty sources with a strategy; submit some tasks beside it.
 
@@ -39,5 +38,4 @@ def long_life(strategy: StrategyName, journal: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ[ADDRESS] = sys.argv[1]
     long_life.serve(name=NAME)
