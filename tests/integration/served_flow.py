@@ -1,6 +1,6 @@
 """A flow that is served for a long time: every run uses all that a run can use.
 
-    DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:8786 python -m tests.integration.served_flow
+DASK_SCHEDULER_ADDRESS=tcp://127.0.0.1:8786 python -m tests.integration.served_flow
 """
 
 # No postponed annotations: `flow.serve` sends the function to its runs as a pickle, which does not
