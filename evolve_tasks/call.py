@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import distributed
@@ -22,10 +23,10 @@ from evolve_tasks.core.window import Window
 from evolve_tasks.errors import InvalidInput, NotInFlow
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.journal import Journal
-from evolve_tasks.monitoring.cancelling import heeding_cancellation
 from evolve_tasks.monitoring.events import RunEvents
 from evolve_tasks.monitoring.glimpsing import glimpsing
 from evolve_tasks.monitoring.shown import Shown
+from evolve_tasks.monitoring.steering import Variable, in_flight_now, steered
 from evolve_tasks.monitoring.terminal import showing, terminal
 from evolve_tasks.naming import short_repr
 from evolve_tasks.opened import Opened, flow_run_id
@@ -35,7 +36,7 @@ from evolve_tasks.resuming import Resuming
 from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.stages import Stage, stages_from
 from evolve_tasks.strategies.choice import Choice, choose
-from evolve_tasks.strategies.nested import Shares, flow_sends_items, shares
+from evolve_tasks.strategies.nested import flow_sends_items, shares
 from evolve_tasks.strategies.submitting import Submitter, new_run_name
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.context import on_worker
@@ -109,6 +110,7 @@ class Call:
         has_dask = nested or isinstance(runner, DaskTaskRunner)
         choice = choose(resolved.strategy, stages, has_dask=has_dask, on_worker=nested)
         _refuse_wrong_resources(resolved, stages, choice)
+        _refuse_steering_one_item(resolved, choice)
         client: Client | None = None
         if choice.strategy != "sequential":
             client = distributed.get_client() if nested else runner.client  # type: ignore[attr-defined]
@@ -126,27 +128,30 @@ class Call:
     def open(self) -> Opened:
         """Begin: from here on there is something to close."""
         started = time.monotonic()
-        in_flight = self.options.limits.in_flight
+        limits = self.options.limits
+        in_flight, variable = limits.in_flight, None
+        if limits.in_flight_variable is not None:
+            variable = Variable(limits.in_flight_variable, in_flight)
+            in_flight = in_flight_now(variable)
         threads = sum(self.client.nthreads().values()) if self.client is not None else 1
         nested = self.choice.strategy == "nested"
         why_not = flow_sends_items(self.options, self.stages) if nested else None
-        share = shares(in_flight, threads) if nested and why_not is None else None
-        if self.choice.strategy == "sequential":
-            window = Window(units=1)
-        elif share is not None:
-            window = Window(in_flight, share.units, threads)
-        elif in_flight is not None:
-            window = Window(in_flight, threads=threads)
-        else:
-            window = Window(units=max(SMALLEST_WINDOW, PER_THREAD * threads), threads=threads)
+        divided = nested and why_not is None
+        window_of = partial(_window, self.choice.strategy, divided, threads)
         with ExitStack() as stack:
-            opened = self._opened(stack, started, window, share, threads)
+            opened = self._opened(stack, started, window_of, in_flight, variable, threads)
         if why_not is not None:
             get_run_logger().info("The flow sends the items itself: %s", why_not)
         return opened
 
     def _opened(
-        self, stack: ExitStack, started: float, window: Window, share: Shares | None, threads: int
+        self,
+        stack: ExitStack,
+        started: float,
+        window_of: Callable[[int | None], Window],
+        in_flight: int | None,
+        variable: Variable | None,
+        threads: int,
     ) -> Opened:
         options = self.options
         console = terminal() if options.progress else None
@@ -172,7 +177,8 @@ class Call:
             self.sources,
             self.stages,
             options,
-            window=window,
+            window_of=window_of,
+            in_flight=in_flight,
             story=story,
             events_per_minute=options.events_per_minute or _events_per_minute(),
             resuming=resuming,
@@ -186,7 +192,7 @@ class Call:
             stack.callback(submitter.close)
             if missing := submitter.missing():
                 logger.warning("No worker offers %s at this moment; waiting for one", missing)
-        stack.enter_context(heeding_cancellation(flow_run_id(), run.cancel, run.deleted, logger))
+        stack.enter_context(steered(flow_run_id(), run, variable, logger))
         stack.enter_context(showing(run, console, self.client))
         if self.choice.strategy == "nested" and self.client is not None:
             stack.enter_context(glimpsing(self.client, run))
@@ -222,7 +228,6 @@ class Call:
             _stack=stack.pop_all(),
             shown=shown,
             events=events,
-            _share=share,
             _threads=threads,
         )
 
@@ -257,6 +262,23 @@ class Call:
             stack.callback(contexts.close)
         name = contexts.current()
         return name, contexts.around(name)
+
+
+def _window(strategy: str, divided: bool, threads: int, in_flight: int | None) -> Window:
+    """The window of a run.
+
+    Args:
+        strategy: its strategy.
+        divided: nested sources have shares of it.
+        threads: worker threads of the cluster.
+        in_flight: items that may be in flight; `None` where nobody says.
+    """
+    if strategy == "sequential":
+        return Window(units=1)
+    if in_flight is None:
+        return Window(units=max(SMALLEST_WINDOW, PER_THREAD * threads), threads=threads)
+    share = shares(in_flight, threads) if divided else None
+    return Window(in_flight, share.units if share else None, threads)
 
 
 def _events_per_minute() -> int:
@@ -320,6 +342,16 @@ def _refuse_wrong_resources(
             f"resources={options.resources} are those of Dask workers, and the strategy is "
             "sequential, which has none: use @flow(task_runner=EvolveTaskRunner()) and another "
             "strategy, or leave resources out"
+        )
+
+
+def _refuse_steering_one_item(options: EvolveOptions, choice: Choice) -> None:
+    name = options.limits.in_flight_variable
+    if name is not None and choice.strategy == "sequential":
+        raise InvalidInput(
+            f"limits.in_flight_variable={name!r} changes how many items are in flight, and the "
+            "strategy is sequential, which has one at a time: use as_completed, async or nested "
+            "with @flow(task_runner=EvolveTaskRunner()), or leave it out"
         )
 
 

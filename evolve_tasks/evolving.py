@@ -73,9 +73,10 @@ class EvolvingRun:
         sources: the sources, taken when there is room for them.
         stages: the stages.
         options: the options.
-        window: how much may be in flight.
         story: what is gathered for its report.
         events_per_minute: pace at which the API gets events of task runs.
+        in_flight: items that may be in flight, as somebody says; `None` where nobody does.
+        window_of: the window for such a number.
         resuming: its journal; `None` if it has none.
     """
 
@@ -86,9 +87,10 @@ class EvolvingRun:
         stages: tuple[Stage, ...],
         options: EvolveOptions,
         *,
-        window: Window,
+        window_of: Callable[[int | None], Window],
         story: Story,
         events_per_minute: int,
+        in_flight: int | None = None,
         resuming: Resuming | None = None,
     ) -> None:
         known = _known_length(sources)
@@ -97,7 +99,7 @@ class EvolvingRun:
         self.options = options
         self.core = Evolution(
             stages=len(stages),
-            window=window,
+            window=window_of(in_flight),
             buffered=options.limits.buffered,
             batch=options.batch_size,
             budget=failure_budget(options.on_failure),
@@ -110,6 +112,9 @@ class EvolvingRun:
         self.interrupted = False
         self.cancelled = False
         self.left = False
+        self.in_flight = in_flight
+        self._window_of = window_of
+        self._wanted = in_flight, False  # and whether it is to pause
         self.unseen = False  # the API does not know the flow run any more
         self.wake: Callable[[], None] = lambda: None
         self.label: Callable[[Any], Any] | None = None
@@ -174,6 +179,27 @@ class EvolvingRun:
         self.left = True
         self._glimpses.clear()  # what they told of is dropped
         self.core.stop("the run was left before its end")
+
+    def steer(self, in_flight: int | None) -> None:
+        """Have so many items in flight from now on; may be called from any thread."""
+        self._wanted = in_flight, self._wanted[1]
+        self.wake()
+
+    def pause(self, paused: bool) -> None:
+        """Begin nothing more, or go on; may be called from any thread."""
+        self._wanted = self._wanted[0], paused
+        self.wake()
+
+    def steered(self) -> list[Action]:
+        """Do what was asked for since; called by who drives the run."""
+        in_flight, paused = self._wanted
+        actions: list[Action] = []
+        if in_flight != self.in_flight:
+            self.in_flight = in_flight
+            actions += self.core.resize(self._window_of(in_flight))
+        if paused != self.core.paused:
+            actions += self.core.pause() if paused else self.core.resume()
+        return actions
 
     def deleted(self) -> None:
         """Note that its flow run is gone from the API; may be called from any thread."""

@@ -34,7 +34,7 @@ from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.strategies.as_completed import run_as_completed
 from evolve_tasks.strategies.asynchronous import run_async
 from evolve_tasks.strategies.choice import Choice
-from evolve_tasks.strategies.nested import Shares, run_nested
+from evolve_tasks.strategies.nested import run_nested
 from evolve_tasks.strategies.sequential import run_sequential
 from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.workers.calls import RunSpec
@@ -78,7 +78,6 @@ class Opened:
     _stack: ExitStack
     shown: Shown
     events: RunEvents
-    _share: Shares | None
     _threads: int
     gone: list[str] = field(default_factory=list)
     _degraded: bool = False
@@ -100,7 +99,7 @@ class Opened:
             case "as_completed":
                 portions = run_as_completed(self.run, self.submitter)
             case "nested":
-                portions = run_nested(self.run, self.submitter, self._share, self._threads)
+                portions = run_nested(self.run, self.submitter, self._threads)
             case _:
                 portions = _in_own_loop(run_async(self.run, self.submitter))
         with closing(portions):

@@ -45,8 +45,9 @@ class Limits(_Frozen):
             left where it is, no further source is taken, and `outcome.stopped` says so; it is no
             failure. Give it where nobody knows that there is an end.
         max_depth: levels of recursion. Not available yet.
-        in_flight_variable: name of a Prefect variable that changes `in_flight` while it
-            runs. Not available yet.
+        in_flight_variable: name of a Prefect variable with the number of items that may be in
+            flight, which holds in place of `in_flight` where it is set; it is asked for every few
+            seconds, so somebody can change it while it runs.
 
     Example:
         >>> Limits(in_flight=100).buffered
@@ -74,7 +75,9 @@ class Limits(_Frozen):
     )
     in_flight_variable: str | None = Field(
         default=None,
-        description="A Prefect variable that changes in_flight while it runs. Not available yet.",
+        min_length=1,
+        description="Name of a Prefect variable that holds in place of in_flight, also while it "
+        "runs.",
     )
 
 
@@ -175,8 +178,8 @@ class EvolveOptions(_Frozen):
         resources: Dask worker resources by stage, as `{"process_item": {"GPU": 1}}`: each unit
             of the stage takes so much of what `dask worker --resources` offers. Where no worker
             has it the run waits as long as for workers, and then raises.
-        priority: beside other runs on the same Dask cluster: what a run of a higher one has to do
-            goes first. Among equals it is first come, first served.
+        priority: beside other runs on the same Dask cluster: the items of a run of a higher one go
+            first. Runs of the same get equal shares.
         journal: durable record to resume from, in Prefect's result storage. `True`: this flow
             run and its retries. A name: every run that gives it, so that sources which are
             unchanged since an earlier run are not worked on again. `False`: none.
@@ -252,7 +255,6 @@ class EvolveOptions(_Frozen):
 _LATER: Final[Mapping[str, tuple[Any, str]]] = {
     "unique": (False, "remove equal items in the expanding stage"),
     "limits.max_depth": (None, "give two stages, which have a fixed depth"),
-    "limits.in_flight_variable": (None, "give limits.in_flight as a number"),
 }
 
 

@@ -2,7 +2,8 @@
 
 Rules, in the order in which they are looked at:
 
-1. Nothing starts once the run is stopped; what is in flight is still answered.
+1. Nothing starts once the run is stopped, or while it is paused; what is in flight is still
+   answered.
 2. What is in flight never exceeds the window: `in_flight` items (an expansion counts as one
    for each item it expands), `units` units. Where units alone are bounded and their sizes follow
    durations, the first ones find these out (`probing`): `AHEAD` of them for each thread, and no
@@ -23,7 +24,7 @@ Rules, in the order in which they are looked at:
    Where only units are bounded, lists that are worked on where they are found do not wait:
    expected is then what such expansions have left.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
-   One that comes while something has to run alone (8) waits until that is over.
+   One that comes in a pause, or while something has to run alone (8), waits until that is over.
 7. How much goes into one unit is decided in `batching`, unless a number was given.
 8. What a dead worker took down goes before all else, in the parts and with the care that
    `suspects` says: first beside everything, then alone.
@@ -133,6 +134,7 @@ class Evolution:
         self._sources_ended = False
         self._stop_due: str | None = None
         self._limit_due = False
+        self.paused = False
         self._kept: set[int] = set()
         self._hurried = False
         self._suspects = Suspects()
@@ -281,8 +283,18 @@ class Evolution:
         return self._fill([])
 
     def resize(self, window: Window) -> list[Action]:
-        """Change the window, as when workers join or leave."""
+        """Change the window, as when workers join or leave, or somebody asks for it."""
         self._window = window
+        return self._fill([])
+
+    def pause(self) -> list[Action]:
+        """Begin nothing more until `resume`; what is in flight is still answered."""
+        self.paused = True
+        return []
+
+    def resume(self) -> list[Action]:
+        """Go on after a pause."""
+        self.paused = False
         return self._fill([])
 
     def sources_arrived(
@@ -315,7 +327,7 @@ class Evolution:
         if count and self.closed:
             tally.not_run += count
             actions += [SourceDone(start + number) for number in range(count)]
-        elif count and self._quarantine:
+        elif count and (self._quarantine or self.paused):
             waiting = Suspect(0, start, None, start, start + count, crashes=0)
             self._suspects.add(waiting, self._last)
         elif count:
@@ -653,7 +665,7 @@ class Evolution:
         if self._stop_due is not None:
             why, self._stop_due = self._stop_due, None
             actions += self.stop(why)
-        if self.stopped is not None:
+        if self.stopped is not None or self.paused:
             return actions
         if self._quarantine:
             if self._suspects.single and not self._units:

@@ -120,7 +120,7 @@ class Shown:
         self._percent = max(self._percent, progress.percent)
         text = progress_text(
             progress,
-            state=self._state,
+            state="paused" if self._state == "running" and self._run.core.paused else self._state,
             strategy=self._strategy,
             batch=self._run.story.batch,
             duration_s=self.duration_s,

@@ -68,8 +68,14 @@ class _Sources:
                 raise answered
             if answered is None and run.cancelled:
                 return
-            if answered is None:
+            if answered is None and run.interrupted:
                 raise asyncio.CancelledError("the run was interrupted")
+            if answered is None:
+                paused = run.core.paused
+                self._carry_out(run.steered())
+                if run.core.paused != paused:
+                    await asyncio.to_thread(self._submitter.pause, run.core.paused)
+                continue
             unit, answer = answered[0], readable(answered[1])
             portions = run.portions(unit, answer)
             run.keep()

@@ -44,6 +44,10 @@ class Carrier(Protocol):
         """Let nothing begin that has not begun; each unit still gets its answer."""
         ...
 
+    def pause(self, paused: bool) -> None:
+        """Begin nothing of what was sent and can still be held back, or go on."""
+        ...
+
     def abandon(self) -> None:
         """The run is over before its time: let what runs end within a bound, drop the rest."""
         ...
@@ -63,6 +67,10 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
     told = closed = over = False
     try:
         while True:
+            paused = run.core.paused
+            todo.extend(run.steered())
+            if run.core.paused != paused:
+                carrier.pause(run.core.paused)
             refused = _carry_out(run, carrier, todo)
             if run.core.stopped is not None and not told:
                 told = True

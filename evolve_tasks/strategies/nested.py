@@ -80,18 +80,15 @@ def flow_sends_items(options: EvolveOptions, stages: Sequence[Stage]) -> str | N
 
 
 def run_nested(
-    run: EvolvingRun, submitter: Submitter, share: Shares | None, threads: int
+    run: EvolvingRun, submitter: Submitter, threads: int
 ) -> Generator[Portion, None, None]:
     """Submit sources as tasks that submit their items."""
-    return drive(run, _NestedCarrier(run, submitter, share, threads))
+    return drive(run, _NestedCarrier(run, submitter, threads))
 
 
 class _NestedCarrier(FutureCarrier):
-    def __init__(
-        self, run: EvolvingRun, submitter: Submitter, share: Shares | None, threads: int
-    ) -> None:
+    def __init__(self, run: EvolvingRun, submitter: Submitter, threads: int) -> None:
         super().__init__(run, submitter)
-        self._share = share
         self._threads = threads
         self._budget = _within_source(failure_budget(run.options.on_failure))
         self._sends_items = flow_sends_items(run.options, run.stages)
@@ -105,12 +102,13 @@ class _NestedCarrier(FutureCarrier):
         # Several sources spend at the same time: each gets a part of what is left, and gives
         # back what it did not need.
         allowance, batches = ledger.lend(action.unit)
+        share = shares(self._run.in_flight, threads)
         nested = NestedCall(
             expand=call,
             window=(
                 Window(units=max(4, 2 * threads), threads=threads)
-                if self._share is None
-                else Window(self._share.items, threads=threads)
+                if share is None
+                else Window(share.items, threads=threads)
             ),
             batch=self._run.options.batch_size,
             allowance=allowance,

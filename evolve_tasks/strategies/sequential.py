@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -31,6 +32,9 @@ from evolve_tasks.workers.runtime import Runtime
 from evolve_tasks.workers.unit_runs import OpenRun
 from evolve_tasks.workers.units import measure
 
+# How long a paused run sleeps if nobody wakes it.
+PAUSED_S = 5.0
+
 
 def run_sequential(run: EvolvingRun, spec: RunSpec) -> Generator[Portion, None, None]:
     """Parse one source, process its items, go on to the next."""
@@ -56,6 +60,8 @@ class _InTurn:
         self._open: dict[int, tuple[OpenRun, float]] = {}  # and when it began, by stage
         self._due: deque[tuple[int, Callable[[], Answer]]] = deque()
         self._expansions: dict[int, Expansion] = {}
+        self._woken = threading.Event()
+        run.wake = self._woken.set
 
     def pull(self, most: int) -> None:
         # One at a time, whatever was asked for: what has come is worked on before the next.
@@ -109,11 +115,18 @@ class _InTurn:
         self._expansions.pop(unit, None)
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
+        if not self._due:  # as in a pause
+            self._woken.wait(PAUSED_S)
+            self._woken.clear()
+            return []
         unit, answer = self._due.popleft()
         return [(unit, answer())]
 
     def stop(self) -> None:
         """Nothing to tell: the runtime asks the core before each item."""
+
+    def pause(self, paused: bool) -> None:
+        """Nothing to tell: what is due has begun, as far as anybody can see."""
 
     def close(self) -> None:
         for stage in list(self._open):

@@ -33,7 +33,14 @@ from evolve_tasks.workers.calls import (
 from evolve_tasks.workers.ended import forget_marks_from
 from evolve_tasks.workers.marks import sweep_marks
 from evolve_tasks.workers.nested import PROBING_S, NestedCall, run_sources
-from evolve_tasks.workers.plugin import RunPlugin, StopMark, plugin_name, stop_name
+from evolve_tasks.workers.plugin import (
+    PauseMark,
+    RunPlugin,
+    StopMark,
+    pause_name,
+    plugin_name,
+    stop_name,
+)
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
 from evolve_tasks.workers.transport import Packed
 from evolve_tasks.workers.watch import RunWatch, watch_name
@@ -77,6 +84,7 @@ class Submitter:
         self._again = 0
         self._marked = False
         self._stopped = False
+        self._paused = False
         self._serving = Serving(client, spec.resources)
         self._nests = False
 
@@ -132,6 +140,8 @@ class Submitter:
         self.client.unregister_worker_plugin(plugin_name(self._run))
         if self._stopped:
             self.client.unregister_worker_plugin(stop_name(self._run))
+        if self._paused:
+            self.client.unregister_worker_plugin(pause_name(self._run))
 
     def expand(self, unit: int, call: ExpandCall, *, kept: bool, parent: int = -1) -> Future[Any]:
         """Submit an expansion; the future is that of its measure, its list stays there.
@@ -253,6 +263,15 @@ class Submitter:
         """Leave a mark on the workers, at which queued units end unrun."""
         self._stopped = True
         self.client.register_plugin(StopMark(), name=stop_name(self._run))
+
+    def pause(self, paused: bool) -> None:
+        """Leave a mark on the workers, at which nested sources submit nothing more; or take it."""
+        name = pause_name(self._run)
+        if paused:
+            self.client.register_plugin(PauseMark(), name=name)
+        else:
+            self.client.unregister_worker_plugin(name)
+        self._paused = paused
 
     def require_workers(self, under_way: Iterable[Future[Any]]) -> None:
         """Asked now and then while nothing ends; `Serving.require` says what it raises."""
@@ -410,6 +429,9 @@ class FutureCarrier:
 
     def stop(self) -> None:
         self.submitter.stop()
+
+    def pause(self, paused: bool) -> None:
+        self.submitter.pause(paused)
 
     def close(self) -> None:
         self._feed.close()

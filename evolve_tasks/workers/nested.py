@@ -32,10 +32,13 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.glimpses import Glimpse, Glimpses
-from evolve_tasks.workers.plugin import runtime_of
+from evolve_tasks.workers.plugin import pause_name, runtime_of, stop_name
 from evolve_tasks.workers.priorities import PROCESS
 from evolve_tasks.workers.seceding import seceded
 from evolve_tasks.workers.transport import NOTHING, Packed
+
+# How often a paused source looks whether it may go on.
+PAUSED_S = 0.5
 
 # How long nothing may end while work is held back until it is known how long it takes.
 PROBING_S = 1.0
@@ -93,6 +96,7 @@ class _Children:
         self._pace = Pace(call.batches, time.monotonic())
         self.unseen = 0
         self.orphans: list[Orphans] = []
+        self._plugins = get_worker().plugins
         self._ended: SimpleQueue[tuple[Process, ProcessCall, Future[Any]]] = SimpleQueue()
 
     def run(self) -> list[NestedBatch]:
@@ -113,6 +117,7 @@ class _Children:
         glimpses, [tally] = Glimpses(get_worker()), core.tallies[1:]
         position = call.expand.sources[0].position
         while True:
+            self._wait_in_a_pause()
             while todo:
                 if isinstance(action := todo.popleft(), Process):
                     self._submit(action)
@@ -142,6 +147,12 @@ class _Children:
                 not_run=batch.not_run,
                 seconds=batch.worked_s,
             )
+
+    def _wait_in_a_pause(self) -> None:
+        """Submit nothing while the run is paused, unless it is stopped meanwhile."""
+        plugins, stop = self._plugins, stop_name(self._run)
+        while pause_name(self._run) in plugins and stop not in plugins:
+            time.sleep(PAUSED_S)
 
     def _submit(self, action: Process) -> None:
         size = action.stop - action.start

@@ -35,6 +35,15 @@ def stop_name(run: str) -> str:
     return f"evolve-stop-{run}"
 
 
+def pause_name(run: str) -> str:
+    """Name of the mark that a run is paused."""
+    return f"evolve-pause-{run}"
+
+
+class PauseMark(WorkerPlugin):
+    """Present on a worker while a run is paused: nested sources look for its name."""
+
+
 class StopMark(WorkerPlugin):
     """Present on a worker once a run has been stopped: units look for its name."""
 

@@ -24,7 +24,7 @@ from distributed import Scheduler, SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
 from evolve_tasks.workers.ended import forget_marks
-from evolve_tasks.workers.plugin import StopMark, stop_name
+from evolve_tasks.workers.plugin import StopMark, pause_name, stop_name
 from evolve_tasks.workers.priorities import PROCESS, Turns, VirtualTime
 
 # How often queues are evened out at the most; Dask itself did so ten times a second for years.
@@ -60,6 +60,7 @@ class RunWatch(SchedulerPlugin):
         self._client = client
         self._plugins = plugins
         self._turns = Turns(_time, importance)
+        self._in_turn: set[Any] = set()  # tasks that have their turn
         self._due_s: dict[Any, float] = {}  # of items that have not ended
         self._clearing: asyncio.Task[None] | None = None
         self._scheduler: Scheduler | None = None
@@ -78,8 +79,10 @@ class RunWatch(SchedulerPlugin):
         They fail at the first death of their worker. The scheduler counts the deaths of each
         task, and begins to count where its patience ends; tasks of others keep theirs.
         """
-        ours = [scheduler.tasks[key] for key in tasks if self._is_ours(key)]
-        for task in ours:
+        # Those that they depend on are told of again.
+        ours = [key for key in tasks if self._is_ours(key) and key not in self._in_turn]
+        for task in map(scheduler.tasks.__getitem__, ours):
+            self._in_turn.add(task.key)
             task.suspicious = scheduler.allowed_failures
             assert task.priority is not None, "the scheduler has just given it one"
             level, place = -int(task.priority[0]), task.priority[-1]
@@ -93,6 +96,8 @@ class RunWatch(SchedulerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
         """Look for a queue to even out when one of our tasks has ended: its worker may be idle."""
+        if finish == "forgotten":
+            self._in_turn.discard(key)
         if finish in ("memory", "erred", "forgotten") and key in self._due_s:
             self._turns.begun(self._due_s.pop(key))
         if start != "processing" or self._scheduler is None or not self._scheduler.idle:
@@ -125,7 +130,7 @@ class RunWatch(SchedulerPlugin):
         deadline = loop.time() + CLEARING_S
         while loop.time() < deadline and any(map(self._is_ours, list(scheduler.tasks))):
             await asyncio.sleep(PAUSE_S)
-        for name in (*self._plugins, stop):
+        for name in (*self._plugins, stop, pause_name(self._run)):
             if name in scheduler.worker_plugins:
                 await scheduler.unregister_worker_plugin(comm=None, name=name)
         forget_marks(scheduler, self._run)

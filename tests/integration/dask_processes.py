@@ -39,12 +39,14 @@ class DaskProcess:
         self.log = folder / f"{kind}.log"
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         command = [*before, sys.executable, "-m", f"distributed.cli.dask_{kind}", *options]
+        # Who starts a local cluster in this process may have asked for less in its logs.
+        around = {name: text for name, text in os.environ.items() if "DASK_LOGGING" not in name}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--no-dashboard"],
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": path} | (environment or {}),
+                env=around | {"PYTHONPATH": path} | (environment or {}),
                 cwd=folder,
                 start_new_session=True,
             )

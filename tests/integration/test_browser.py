@@ -302,7 +302,7 @@ def test_options_are_a_form(
             expect(page.get_by_text(choice, exact=True)).to_be_visible()
         # The defaults of the flow, and of the package where the flow has none.
         numbers = page.locator("input[type=number]")
-        assert [one.input_value() for one in numbers.all()] == ["20", "10000", "100", "500"]
+        assert [one.input_value() for one in numbers.all()] == ["20", "10000", "100", "500", "0"]
         batch = numbers.nth(2)
 
         chosen = (

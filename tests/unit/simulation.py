@@ -123,6 +123,7 @@ class Program:
     poisoned: float  # sources and items that kill each worker that works on them
     journaled: float  # sources that a journal knows, in part or in whole
     max_items: int | None  # that may be discovered
+    pauses: float  # somebody pauses the run, and resumes it later
 
     def core(self) -> Evolution:
         return Evolution(
@@ -190,6 +191,7 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         poisoned=random.choice((0, 0, 0, 0, 0.01, 0.1)),
         journaled=random.choice((0, 0, 0, 0.2, 0.9)),
         max_items=random.randint(1, most_items) if random.random() < 0.15 else None,
+        pauses=random.choice((0, 0, 0, 0.05)),
     )
 
 
@@ -340,6 +342,9 @@ class Simulation:
             if random.random() < program.waits:
                 self._hurried = True
                 self._tell("waited")
+                continue
+            if random.random() < program.pauses or (self.core.paused and not self._order):
+                self._tell("resume" if self.core.paused else "pause")
                 continue
             if chance > 1 - program.stops:
                 self._stop("somebody asked for it")
@@ -874,8 +879,8 @@ class Simulation:
         self._check_state()
 
     def _look_at(self, actions: list[Action], taken: tuple[int, int]) -> None:
-        if self._arriving and self._quarantined():
-            # They wait until what runs alone has ended.
+        if self._arriving and (self._quarantined() or self.core.paused):
+            # They wait until the pause, or what runs alone, has ended.
             start = len(self._sources) - self._arriving
             self._again.append(Suspect(0, start, None, start, len(self._sources), 0))
             self._arriving = 0
@@ -1109,8 +1114,8 @@ class Simulation:
             self._queues[items.stage].popleft()
 
     def _begin_unit(self, action: Expand | Process) -> None:
-        if self._stopped:
-            self._broken(f"{action} after the stop")
+        if self._stopped or self.core.paused:
+            self._broken(f"{action} after the stop, or in a pause")
         if action.unit != self._issued:
             self._broken(f"{action}: the next unit is {self._issued}")
         self._issued += 1
@@ -1179,7 +1184,7 @@ class Simulation:
         if sum(map(len, core._waiting)) != sum(map(len, self._queues)):
             self._broken("a queue keeps what does not wait")
         self._check_expected_items()
-        if not self._stopped:
+        if not (self._stopped or core.paused):
             self._check_nothing_is_missing()
 
     def _check_expected_items(self) -> None:
