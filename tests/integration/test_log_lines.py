@@ -91,8 +91,13 @@ def test_lines_of_user_code_are_on_the_task_run_that_they_are_from(
     if record != "sources":
         (failed,) = [one for one in runs if one.state_type == StateType.FAILED]
         assert failed.name == f"talks[0 {BAD}]"
-        told = [line.message for line in lines_of(flow_run_id) if line.task_run_id == failed.id]
-        assert any("five is bad" in message and "Traceback" in message for message in told)
+        # It is logged after the lines of user code, and may come with the next ones.
+        until(lambda: has_traceback(flow_run_id, failed.id), "its traceback has come", 30)
+
+
+def has_traceback(flow_run_id: UUID, task_run_id: UUID) -> bool:
+    told = [line.message for line in lines_of(flow_run_id) if line.task_run_id == task_run_id]
+    return any("five is bad" in message and "Traceback" in message for message in told)
 
 
 def _positions(name: str) -> tuple[int, int]:
