@@ -34,8 +34,8 @@ def outcome_of(request: pytest.FixtureRequest) -> Callable[[str, str, str, Case]
 SETTINGS = [
     ("evolve", "thread", "sequential"),
     *(("evolve", w, s) for w in ("thread", "process") for s in STRATEGIES[1:]),
-    # What the stock runner does for us it does alike with threads.
-    *(("stock", "process", s) for s in STRATEGIES[1:]),
+    # What the stock runner does for us it does alike with threads, and in async flows.
+    *(("stock", "process", s) for s in ("as_completed", "nested")),
 ]
 
 

@@ -103,7 +103,6 @@ def left_of_us(dask_scheduler: Scheduler) -> list[str]:
     ("first", "second"),
     [
         ("as_completed", "nested"),
-        ("nested", "async"),
     ],
 )
 def test_both_get_on(first: str, second: str, tmp_path: Path, process_workers: str) -> None:
