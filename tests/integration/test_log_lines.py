@@ -72,7 +72,7 @@ def test_lines_of_user_code_are_on_the_task_run_that_they_are_from(
         return {line.message: line.task_run_id for line in found}
 
     # Workers send them every two seconds.
-    until(lambda: len(lines()) == 1 + 2 * SIZE, "all lines have come")
+    until(lambda: len(lines()) == 1 + 2 * SIZE, "all lines have come", 30)
     said = lines()
     runs = task_runs(flow_run_id)
     names = {one.id: one.name for one in runs}
@@ -92,7 +92,7 @@ def test_lines_of_user_code_are_on_the_task_run_that_they_are_from(
         (failed,) = [one for one in runs if one.state_type == StateType.FAILED]
         assert failed.name == f"talks[0 {BAD}]"
         # It is logged after the lines of user code, and may come with the next ones.
-        until(lambda: has_traceback(flow_run_id, failed.id), "its traceback has come")
+        until(lambda: has_traceback(flow_run_id, failed.id), "its traceback has come", 30)
 
 
 def has_traceback(flow_run_id: UUID, task_run_id: UUID) -> bool:
