@@ -17,7 +17,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas import TaskRun
 from prefect.context import TaskRunContext
 from prefect.exceptions import ExternalSignal, PrefectSignal
-from prefect.logging.loggers import patch_print
 from prefect.results import get_result_store
 from prefect.utilities.engine import should_log_prints
 
@@ -25,6 +24,7 @@ from evolve_tasks.stages import Stage, as_items
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
 from evolve_tasks.workers.gathering import Kept, gather, gather_async, kept
+from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.task_runs import new_task_run
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Unpicklable, require_picklable
@@ -182,7 +182,7 @@ class UnitContext:
                 )
             )
         if should_log_prints(task):
-            self._stack.enter_context(patch_print())
+            self._stack.enter_context(prints_heard())
         return self
 
     def __exit__(self, *error: object) -> None:

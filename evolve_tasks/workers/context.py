@@ -20,6 +20,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.results import default_cache
 
+from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
 
@@ -57,6 +58,7 @@ class ContextPlugin(WorkerPlugin):
             return self._template
 
     def _hydrate(self) -> None:
+        self._stack.enter_context(prints_heard())
         self._stack.enter_context(hydrated_context(self._packed.value()))
         self._stack.enter_context(SyncClientContext())
         _here.set(_Here(self.name, FlowRunContext.get(), SettingsContext.get()))

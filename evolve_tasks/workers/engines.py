@@ -16,7 +16,7 @@ from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
-from prefect.logging.loggers import patch_print, task_run_logger
+from prefect.logging.loggers import task_run_logger
 from prefect.results import ResultRecord, get_result_store  # type: ignore[attr-defined]
 from prefect.settings.context import get_current_settings
 from prefect.states import Completed
@@ -29,6 +29,7 @@ from prefect.utilities.engine import emit_task_run_state_change_event, should_lo
 
 from evolve_tasks.workers.announcing import Announcement, announcer
 from evolve_tasks.workers.failing import made_speakable
+from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.task_runs import enter_state, new_task_run
 from evolve_tasks.workers.timed import TimedThreads
 
@@ -303,7 +304,7 @@ class _PlainSurroundings(_SyncEngine):
         assert self.task_run is not None
         log_prints = should_log_prints(self.task)
         with (
-            patch_print() if log_prints else nullcontext(),
+            prints_heard() if log_prints else nullcontext(),
             TaskRunContext(
                 task=self.task,
                 log_prints=log_prints,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,7 @@ from evolve_tasks.workers.context import tracking_alone
 from evolve_tasks.workers.engines import record_failure
 from evolve_tasks.workers.failing import after_some, failure_from
 from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks, number_of
+from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
     NOTHING,
@@ -88,6 +90,8 @@ class Runtime:
         self._place = place
         # Whether a task can be called alone depends on the flow run's context.
         self._threads = TimedThreads()
+        self._stack = ExitStack()
+        self._stack.enter_context(prints_heard())
         self._bound = template.copy().run(
             lambda: [
                 BoundStage(stage, signals, self._threads, spec.most_items) for stage in spec.stages
@@ -113,6 +117,7 @@ class Runtime:
     def close(self) -> None:
         """End the threads that it keeps for tasks with a time limit."""
         self._threads.close()
+        self._stack.close()
 
     def _in_context(self, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -98,6 +99,44 @@ def test_lines_of_user_code_are_on_the_task_run_that_they_are_from(
 def has_traceback(flow_run_id: UUID, task_run_id: UUID) -> bool:
     told = [line.message for line in lines_of(flow_run_id) if line.task_run_id == task_run_id]
     return any("five is bad" in message and "Traceback" in message for message in told)
+
+
+@task
+def four(gates: str) -> list[tuple[str, int]]:
+    return [(gates, number) for number in range(4)]
+
+
+@task(log_prints=True)
+def in_turn(item: tuple[str, int]) -> None:
+    """On three threads: the first ends while the second is at work, which prints after that."""
+    gates, number = item
+    if number == 0:
+        until(Path(gates, "1").exists, "the second has begun beside the first")
+    Path(gates, str(number)).touch()
+    if number == 1:
+        until(Path(gates, "3").exists, "the fourth has the thread of the first")
+        print("printed", number)  # noqa: T201  # it is what `log_prints` is about
+        Path(gates, "printed").touch()
+    if number == 2:
+        until(Path(gates, "printed").exists, "the second has printed")
+
+
+@pytest.mark.parametrize("retries", [0, 1], ids=["plain", "in Prefect's engine"])
+def test_a_print_is_heard_though_another_run_ended_meanwhile(
+    retries: int, thread_workers: str, tmp_path: Path
+) -> None:
+    ids: list[UUID] = []
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> None:
+        ids.append(UUID(flow_run.id))
+        stage = in_turn.with_options(retries=retries)
+        evolve([str(tmp_path)], four, stage, strategy="as_completed", record="items", batch=1)
+
+    night()
+    until(
+        lambda: "printed 1" in [line.message for line in lines_of(ids[0])], "the print is heard", 30
+    )
 
 
 def _positions(name: str) -> tuple[int, int]:
