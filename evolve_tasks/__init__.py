@@ -20,6 +20,7 @@ from evolve_tasks.journal import (
     journal_info,
     list_journals,
 )
+from evolve_tasks.more import More
 from evolve_tasks.options import EvolveOptions, Limits, Tolerate, tolerate
 from evolve_tasks.outcome import (
     Counts,
@@ -51,6 +52,7 @@ __all__ = [
     "JournalInfo",
     "JournalLost",
     "Limits",
+    "More",
     "NotInFlow",
     "Outcome",
     "RunCancelled",

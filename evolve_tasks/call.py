@@ -18,6 +18,7 @@ from prefect.results import get_result_store
 from prefect.settings.context import get_current_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
+from evolve_tasks.collecting import Collecting, collecting_by
 from evolve_tasks.context import RunContexts
 from evolve_tasks.core.window import Window
 from evolve_tasks.errors import InvalidInput, NotInFlow
@@ -35,9 +36,10 @@ from evolve_tasks.report import Story
 from evolve_tasks.resuming import Resuming
 from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.stages import Stage, stages_from
-from evolve_tasks.strategies.choice import Choice, choose
+from evolve_tasks.strategies.choice import Choice, choose, generates
 from evolve_tasks.strategies.nested import flow_sends_items, shares
 from evolve_tasks.strategies.submitting import Submitter, new_run_name
+from evolve_tasks.streams import Streams
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.seceding import seceded
@@ -54,7 +56,10 @@ EVENTS_PER_MINUTE = 6_000
 CLOUD_EVENTS_PER_MINUTE = 1_500
 
 # Callables that this version does not have yet.
-LATER = ("collect", "reduce", "key")
+LATER = ("reduce",)
+
+# Items that a generator may be ahead before the flow has said how it goes on.
+MOST_AHEAD = 1_000
 
 # Key under which calls with a journal of the flow run's own are numbered.
 _JOURNALS = "evolve-tasks-journals"
@@ -72,6 +77,8 @@ class Call:
     runner: Any
     fingerprint: Callable[[Any], Any] | None = None
     label: Callable[[Any], Any] | None = None
+    key: Callable[[Any], Any] | None = None
+    collecting: Collecting | None = None
 
     @classmethod
     def checked(
@@ -80,6 +87,8 @@ class Call:
         functions: tuple[Any, ...],
         options: EvolveOptions | Mapping[str, Any] | None,
         keywords: Mapping[str, Any],
+        *,
+        iterates: bool = False,
     ) -> Call:
         later = {name: keywords[name] for name in LATER if name in keywords}
         for name, value in later.items():
@@ -90,10 +99,18 @@ class Call:
                 )
         given = {name: value for name, value in keywords.items() if name not in later}
         fingerprint, label = given.pop("fingerprint", None), given.pop("label", None)
+        key, collect = given.pop("key", None), given.pop("collect", None)
+        if collect is not None and iterates:
+            raise InvalidInput(
+                "collect= gives its values to outcome.collected, which evolve_iter does not have: "
+                "use evolve, or put results together in the loop"
+            )
         resolved = resolve_options(options, given)
         stages = stages_from(functions)
         _refuse_wrong_fingerprint(fingerprint, resolved)
         _refuse_wrong_label(label)
+        _refuse_wrong_key(key, resolved)
+        collecting = collecting_by(collect, len(stages))
         _refuse_wrong_sources(sources)
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
@@ -115,7 +132,9 @@ class Call:
         if choice.strategy != "sequential":
             client = distributed.get_client() if nested else runner.client  # type: ignore[attr-defined]
             _refuse_workers_without_api(client, runner)
-        return cls(sources, stages, resolved, choice, client, runner, fingerprint, label)
+        return cls(
+            sources, stages, resolved, choice, client, runner, fingerprint, label, key, collecting
+        )
 
     @contextmanager
     def opened(self) -> Iterator[Opened]:
@@ -170,6 +189,9 @@ class Call:
             label=self.label,
             importance=options.priority,
             most_items=options.limits.max_items,
+            unique=options.unique,
+            key=self.key,
+            collect=None if self.collecting is None else self.collecting.stage,
         )
         story = Story(time.time(), [stage.name for stage in self.stages], threads)
         run = EvolvingRun(
@@ -216,6 +238,10 @@ class Call:
         )
         run.on_expanded = events.expanded
         run.label = self.label
+        run.key = self.key
+        run.collecting = self.collecting
+        run.streams = self._streams(threads, resuming)
+        run.warn = logger.warning
         if self.client is not None and on_worker():
             stack.enter_context(seceded())
         return Opened(
@@ -230,6 +256,18 @@ class Call:
             events=events,
             _threads=threads,
         )
+
+    def _streams(self, threads: int, resuming: Resuming | None) -> Streams:
+        """Which stages give on the way: generators, where the flow can hear of it.
+
+        With a journal that knows items by their place in a list, all of the list has to be there
+        before it is known which they are.
+        """
+        if self.client is None or (resuming is not None and not self.options.unique):
+            return Streams()
+        stages = [stage.position for stage in self.stages[:-1] if generates(stage)]
+        allowance = self.options.limits.buffered // (2 * max(1, threads))
+        return Streams(stages, max(1, min(allowance, MOST_AHEAD)))
 
     def _resuming(self, stack: ExitStack, logger: Any) -> Resuming | None:
         """Take the journal, where there is to be one."""
@@ -247,7 +285,9 @@ class Call:
             name = f"flow run {context.flow_run.id}, {number}"
         holder = f"flow run {context.flow_run.name}"
         journal = stack.enter_context(Journal.open(name, get_result_store(), holder=holder))
-        resuming = Resuming(journal, self.stages, self.fingerprint, logger)
+        resuming = Resuming(
+            journal, self.stages, self.fingerprint, logger, unique=self.options.unique
+        )
         stack.callback(resuming.tell)
         return resuming
 
@@ -308,6 +348,21 @@ def _refuse_wrong_label(label: Any) -> None:
         raise InvalidInput(
             f"label={short_repr(label)} is not callable: give a function of a source or an item "
             "that gives its short name, as str"
+        )
+
+
+def _refuse_wrong_key(key: Any, options: EvolveOptions) -> None:
+    if key is None:
+        return
+    if not callable(key):
+        raise InvalidInput(
+            f"key={short_repr(key)} is not callable: give a function of an item that gives what "
+            "makes two of them the same, as a str or a tuple"
+        )
+    if not options.unique:
+        raise InvalidInput(
+            "key= says what makes two items the same, and nobody asks for that: give unique=True "
+            "with it, or leave key= out"
         )
 
 

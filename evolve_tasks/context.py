@@ -43,7 +43,6 @@ class RunContexts:
         self._lock = threading.Lock()
         # The contexts are held, so that their identities are not given to others.
         self._names: dict[tuple[int, int], tuple[FlowRunContext | None, Any, str]] = {}
-        self._by_settings: dict[tuple[int, str], str] = {}
 
     def current(self) -> str | None:
         """Name of the run context around the caller; brought to the workers if it is new.
@@ -63,11 +62,19 @@ class RunContexts:
         identity = (id(flow_run), id(settings))
         with self._lock:
             if identity not in self._names:
-                same = (id(flow_run), settings.settings.hash_key() if settings else "")
-                if same not in self._by_settings:
-                    self._by_settings[same] = self._register()
-                self._names[identity] = flow_run, settings, self._by_settings[same]
+                name = self._of_equal(flow_run, settings) or self._register()
+                self._names[identity] = flow_run, settings, name
             return self._names[identity][2]
+
+    def _of_equal(
+        self, flow_run: FlowRunContext | None, settings: SettingsContext | None
+    ) -> str | None:
+        """Name of a context with equal settings; comparing them costs less than Prefect's hash."""
+        wanted = settings and settings.settings
+        for other_run, other, name in self._names.values():
+            if other_run is flow_run and (other and other.settings) == wanted:
+                return name
+        return None
 
     def _register(self) -> str:
         name = f"evolve-context-{uuid4().hex[:12]}"
@@ -85,8 +92,7 @@ class RunContexts:
     def close(self) -> None:
         """Take them away again; the workers send what they still hold for the API."""
         with self._lock:
-            names = set(self._by_settings.values())
-            self._by_settings.clear()
+            names = {name for _, _, name in self._names.values()}
             self._names.clear()
         for name in names:
             if self._client.status != "running":

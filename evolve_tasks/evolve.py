@@ -67,11 +67,11 @@ class Overrides(TypedDict, total=False):
 
 
 class Callables(TypedDict, total=False):
-    """The callables of a run; this version has `fingerprint` and `label` alone."""
+    """The callables of a run; this version has no `reduce` yet."""
 
-    collect: Any
+    collect: Stagelike | None
     reduce: Any
-    key: Any
+    key: Callable[[Any], Any] | None
     label: Callable[[Any], Any] | None
     fingerprint: Callable[[Any], Any] | None
 
@@ -93,16 +93,23 @@ def evolve(
             when there is room for it. Sources may repeat and need not be hashable.
         stages: N >= 2 Prefect tasks or plain functions. The first takes a source and gives
             M >= 0 items, each further one takes one of those and gives items again, and the last
-            one takes an item and gives its result.
+            one takes an item and gives its result, or `More`: a result and further items.
         options: an `EvolveOptions`, or a mapping of its fields as a deployment has it.
-        collect: not available yet.
+        collect: a Prefect task or a function of a source and the list of its results, called on
+            a worker as soon as all that came from the source has ended; its values are in
+            `outcome.collected`, as `(source, value)`. If it takes a third argument it is given
+            the failures of the source, too, and is called also for a source that could not be
+            expanded. What it raises is a failure of the source, which policies count.
         reduce: not available yet.
         fingerprint: takes a source and gives a plain value; a source whose value is another
             than in an earlier run of the same journal counts as changed. `file_fingerprint` is
             one for files.
         label: takes a source or an item and gives its short name in the UI; without one a source
             is named by the last part of its path, or its repr, and an item by its position.
-        key: not available yet.
+        key: takes an item and gives what makes two of them the same under `unique=True`, as a
+            str or a tuple; without one items are compared themselves, by value and type. Items of
+            a stage are compared with items of the same stage, sources with what `More` gives
+            to stage 0.
         overrides: fields of `EvolveOptions` as keywords; `in_flight=` and `buffered=` may
             be given without their `limits`.
 
@@ -218,7 +225,7 @@ def evolve_iter(
         ...     return sum(item.value for item in evolve_iter(numbers, range, abs, options=options))
     """
     # Checked here and not in the generator, so that a wrong call fails where it stands.
-    call = Call.checked(sources, stages, options, overrides)
+    call = Call.checked(sources, stages, options, overrides, iterates=True)
     return _iterate(call)
 
 
@@ -261,7 +268,7 @@ async def aevolve_iter(
         ...     found = aevolve_iter(numbers, range, abs, strategy="sequential")
         ...     return sum([item.value async for item in found])
     """
-    call = Call.checked(sources, stages, options, overrides)
+    call = Call.checked(sources, stages, options, overrides, iterates=True)
     failures: list[Failure] = []
     async with _opened_async(call) as opened:
         portions = (

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import length_hint
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 from distributed import KilledWorker
 
-from evolve_tasks.core.actions import Action, Expand, Found, Process
+from evolve_tasks.collecting import Collecting
+from evolve_tasks.core.actions import Action, Expand, Extra, Found, Further, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.progress import Progress
+from evolve_tasks.core.seen import KEY_BYTES, Seen, key_at, ranges
 from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.core.window import Window
 from evolve_tasks.feeding import Arrival
+from evolve_tasks.journal import items_token
+from evolve_tasks.leads import Find, Lead, Leads, Share
+from evolve_tasks.more import More
 from evolve_tasks.naming import label_of, short_repr, source_label
 from evolve_tasks.options import EvolveOptions, FailurePolicy
 from evolve_tasks.outcome import Counts, Failure, StageCounts
@@ -26,9 +32,13 @@ from evolve_tasks.record_ledger import RecordLedger
 from evolve_tasks.report import Story
 from evolve_tasks.resuming import Recalled, Resuming
 from evolve_tasks.stages import Stage
+from evolve_tasks.streams import Streams
 from evolve_tasks.telling import tell_batch, tell_expansion, tell_lost
 from evolve_tasks.workers.calls import (
     BatchResult,
+    CollectCall,
+    Collected,
+    Discovery,
     ExpandCall,
     GivenUp,
     Measure,
@@ -44,7 +54,9 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.glimpses import Glimpse
+from evolve_tasks.workers.keys import keys_of
 from evolve_tasks.workers.marks import marks_path, number_of, take_marks
+from evolve_tasks.workers.streaming import Chunk
 from evolve_tasks.workers.transport import NOTHING, Packed, Unpacked
 
 
@@ -60,7 +72,7 @@ class Lost:
         return isinstance(self.error, KilledWorker)
 
 
-Answer = Measure | BatchResult | NestedResult | Lost | Arrival
+Answer = Measure | BatchResult | NestedResult | Collected | Lost | Arrival | Chunk
 
 PULLED = -1  # in place of a unit: what a `Pull` has brought
 
@@ -105,6 +117,7 @@ class EvolvingRun:
             budget=failure_budget(options.on_failure),
             sources_known=known,
             max_items=options.limits.max_items,
+            max_depth=options.limits.max_depth,
         )
         self.ledger = RecordLedger(options.record, options.record_budget, known, events_per_minute)
         self.story = story
@@ -134,10 +147,20 @@ class EvolvingRun:
         # What each unit expanded whose lists may be open.
         self._expanded: dict[int, tuple[SourceCall, ...]] = {}
         self._known: dict[int, tuple[int, Recalled]] = {}  # sources that a journal has in whole
-        self._recalled: dict[tuple[int, ...], Recalled] = {}  # and lists in part
-        self._under_way: dict[int, tuple[Expand | Process, Recording]] = {}
+        self._met: set[int] = set()  # sources that are equal to others
+        self._under_way: dict[int, tuple[Expand | Process | Extra, Recording]] = {}
         self._glimpses: dict[int, Glimpse] = {}  # of nested sources, by position of the first
         self._unit_runs: dict[int, UUID] = {}  # task run of each unit that has open lists
+        self._last = len(stages) - 1
+        self._leads = Leads()
+        self._further: dict[int, list[Further]] = {}  # what is to be told of units that ended
+        self._shares: dict[tuple[int, int], Share] = {}  # and of the lists that they gave
+        self._keys: dict[tuple[int, int], bytes] = {}  # what items are known by in a journal
+        self.warn: Callable[..., None] = lambda message, *arguments: None
+        self._seen = Seen(len(stages)) if options.unique else None
+        self.collecting: Collecting | None = None
+        self.streams = Streams()
+        self.key: Callable[[Any], Any] | None = None
 
     # -- carrying out actions -----------------------------------------------------------------
 
@@ -147,6 +170,9 @@ class EvolvingRun:
             return []  # the run was stopped meanwhile, and did not wait for them
         for position, source in enumerate(arrival.sources, self.core.sources):
             known = None if self.resuming is None else self.resuming.arrived(position, source)
+            if known is None and self._seen is not None and self._repeats(source):
+                known = 0, []
+                self._met.add(position)
             if known is not None:
                 self._known[position] = known
             label = label_of(self.label, source, source_label(source))
@@ -162,6 +188,11 @@ class EvolvingRun:
             actions += self.core.stop("the sources ended with an error (on_failure='fail_fast')")
         return actions
 
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages, and what collects after them."""
+        return self.stages if self.collecting is None else (*self.stages, self.collecting.stage)
+
     def interrupt(self) -> None:
         """Leave the run before its end; may be called from any thread."""
         self.interrupted = True
@@ -174,7 +205,7 @@ class EvolvingRun:
             not call.known and resuming.knows(call.index) for call in calls
         )
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Begin nothing more: nobody waits for the rest."""
         self.left = True
         self._glimpses.clear()  # what they told of is dropped
@@ -215,7 +246,7 @@ class EvolvingRun:
 
         `Lost` if a source cannot travel, a `Measure` if there is nothing to do.
         """
-        if action.stage:
+        if action.parent >= 0:
             return self._inner_call(action)
         entries = [self._open[position] for position in range(action.start, action.stop)]
         self._expanded[action.unit] = tuple(call for _, call in entries)
@@ -240,28 +271,40 @@ class EvolvingRun:
             )
         sources = self._expanded[action.unit]
         inline = 0 if self._items_apart(sources) else action.inline
-        return ExpandCall(action.stage, sources, items, inline, recording, action.crashes)
+        stream = self.streams.call(action.unit, action.stage, sources)
+        return ExpandCall(
+            action.stage, sources, items, inline, recording, action.crashes, stream=stream
+        )
 
     def _items_apart(self, calls: Sequence[SourceCall]) -> bool:
         """Whether no item is worked on where it is found."""
         # Items that are task runs of their own take too long to be worked on in passing.
         single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
+        single = single or self._seen is not None  # nobody there knows what else has been met
         return single or self._items_go_elsewhere or self._partly_known(calls)
 
     def _inner_call(self, action: Expand) -> ExpandCall:
         """What to send for items that are expanded further; they stay where they are."""
-        parent = self._expanded[action.parent][action.offset]
-        sources = tuple(parent.item(item) for item in range(action.start, action.stop))
+        lead = self._leads.get(action.parent, action.offset)
+        if lead is not None:
+            parent, part = lead.above(action.start), None
+            sources = lead.calls(action.start, action.stop)
+            items = lead.packed(action.start, action.stop)
+        else:
+            parent = self._parent(action)
+            sources = tuple(parent.item(item) for item in range(action.start, action.stop))
+            part, items = self._part(action, parent), NOTHING
         self._expanded[action.unit] = sources
         recording = self._recording(action, parent)
         return ExpandCall(
             stage=action.stage,
             sources=sources,
-            items=NOTHING,
+            items=items,
             inline=0 if self._items_apart(sources) else action.inline,
             recording=recording,
             crashes=action.crashes,
-            part=self._part(action, parent),
+            part=part,
+            stream=self.streams.call(action.unit, action.stage, sources),
         )
 
     def _recording(self, action: Expand | Process, parent: SourceCall) -> Recording:
@@ -282,10 +325,12 @@ class EvolvingRun:
 
     def process_call(self, action: Process) -> ProcessCall:
         """What to send for a `Process`."""
-        parent = self._expanded[action.parent][action.offset]
+        parent = self._parent(action)
         recording = self._recording(action, parent)
         part = self._part(action, parent)
-        return ProcessCall(action.stage, parent, part, recording, action.crashes)
+        lead = self._leads.get(action.parent, action.offset)
+        items = None if lead is None else lead.packed(action.start, action.stop)
+        return ProcessCall(action.stage, parent, part, recording, action.crashes, items)
 
     def belongs(self, unit: int, run_id: UUID) -> None:
         """Note that a unit is no task run of its own, but belongs to this one."""
@@ -296,27 +341,48 @@ class EvolvingRun:
 
     def _parent(self, action: Expand | Process) -> SourceCall:
         """What gave the items of a unit."""
+        lead = self._leads.get(action.parent, action.offset)
+        if lead is not None and lead.owner is not None:
+            return lead.owner
         return self._expanded[action.parent][action.offset]
 
     def _tell_expansion(self, action: Expand | Process, measure: Measure) -> None:
         calls = self._expanded[action.unit]
         for label, size in tell_expansion(self.story, action.stage, calls, measure):
-            if not action.stage:
+            if action.parent < 0:
                 self.on_expanded(label, size)
+
+    def collect_call(self, action: Extra) -> CollectCall:
+        """What to send for an `Extra`."""
+        assert self.collecting is not None, "it was asked for"
+        ended = self.collecting.waiting[action.number]
+        each = self.ledger.each_source(1, self.collecting.stage.task is not None)
+        recording = Recording(each=each, upstream=ended.call.run_id)
+        self._under_way[action.unit] = action, recording
+        return CollectCall(ended.call, Packed.of(ended.given), recording, action.crashes)
 
     def released(self, unit: int) -> None:
         """Carry out a `Release`."""
         self._unit_runs.pop(unit, None)
         self._expanded.pop(unit, None)
+        self._leads.release(unit)
+        for place in [place for place in self._keys if place[0] == unit]:
+            del self._keys[place]
 
-    def source_done(self, position: int) -> None:
+    def source_done(self, position: int) -> list[Action]:
         """Carry out a `SourceDone`."""
+        actions: list[Action] = []
         if position in self._open:
-            _, call = self._open.pop(position)
+            source, call = self._open.pop(position)
             self.story.source_done(position, call.label)
+            self.streams.source_done(position)
+            if self.collecting is not None and self.collecting.ended(position, source, call):
+                actions = self.core.add_extra(position)
         self._known.pop(position, None)
+        self._met.discard(position)
         if self.resuming is not None:
             self.resuming.source_done(position)
+        return actions
 
     def keep(self) -> None:
         """Write what has ended to the journal; before it is reported."""
@@ -327,42 +393,99 @@ class EvolvingRun:
 
     def portions(self, unit: int, answer: Answer) -> list[Portion]:
         """What an answer adds to the outcome; asked before the core is told of it."""
-        if isinstance(answer, Arrival):
+        if isinstance(answer, Arrival | Chunk):
             return []
         action, recording = self._under_way[unit]
+        if isinstance(action, Extra):
+            return self._collected(action, answer)
+        portions = self._portions(unit, action, recording, answer)
+        if self.collecting is not None:
+            self.collecting.gather(portions)
+        return portions
+
+    def _collected(self, action: Extra, answer: Answer) -> list[Portion]:
+        """What came of collecting a source: a value beside the outcome's results, or a failure."""
+        collecting = self.collecting
+        assert collecting is not None, "it was asked for"
+        ended, stage = collecting.waiting[action.number], collecting.stage
+        position, label, failure = action.number, ended.call.label, None
+        match answer:
+            case Collected():
+                failure = answer.failure
+                if failure is None:
+                    collecting.values[position] = ended.source, answer.value.value()
+                if answer.recorded:
+                    run_id = uuid5(ended.call.run_id, "collect")
+                    error = None if failure is None else str(failure)
+                    self.recorded.append(Recorded(run_id, stage.position, label, error))
+            case Lost():
+                if answer.crashed and not self.core.gives_up(action.unit):
+                    return []  # it runs again
+                failure = _failure_of(answer, stage.name, (position,), ended.source)
+        del collecting.waiting[position]
+        if failure is None:
+            return []
+        failure = replace(failure, source=ended.source)
+        tell_lost(self.story, ended.call, failure, None)
+        return [Portion(position, ended.source, 0, 0, [], [failure])]
+
+    def _portions(
+        self, unit: int, action: Expand | Process, recording: Recording, answer: Answer
+    ) -> list[Portion]:
         match answer:
             case BatchResult():
                 parent = self._parent(action)
                 self._note_batch(recording.unit, parent, action.start, action.stop, answer)
                 tell_batch(self.story, parent, action.start, action.stop, answer)
-                return [self._portion(parent, action.start, action.stop, answer)]
+                keys = self._keys.get((action.parent, action.offset), b"")
+                finds: list[Find] = []
+                portions = self._portion(finds, 0, parent, action.start, action.stop, answer, keys)
+                return portions + self._follow(finds, unit, 0)
             case Measure():
                 self._tell_expansion(action, answer)
-                return self._measured(action, recording, answer)
+                finds = []
+                portions = self._measured(finds, action, recording, answer)
+                first = action.stop - action.start + self.streams.lists(unit)
+                return portions + self._follow(finds, unit, first)
             case NestedResult():
                 self._tell_expansion(action, answer.measure)
-                portions = self._measured(action, recording, answer.measure)
+                finds = []
+                portions = self._measured(finds, action, recording, answer.measure)
                 for batch in answer.batches:
                     call = self._expanded[unit][batch.offset]
                     tell_batch(self.story, call, batch.start, batch.stop, batch.result)
                     self._note_batch(batch.run_id, call, batch.start, batch.stop, batch.result)
-                    portions.append(self._portion(call, batch.start, batch.stop, batch.result))
-                return portions
+                    portions += self._portion(
+                        finds, batch.offset, call, batch.start, batch.stop, batch.result
+                    )
+                return portions + self._follow(finds, unit, action.stop - action.start)
             case Lost():
                 if answer.crashed:
                     running = self._at_work[unit] = self._running(action, answer)
                     if not self.core.gives_up(unit, running):
                         return []  # it runs again
                 return self._lost(action, answer)
+            case _:
+                raise AssertionError(f"{action} was answered with {type(answer).__name__}")
 
     def tell(self, unit: int, answer: Answer) -> list[Action]:
         """Tell the core of an answer."""
         if isinstance(answer, Arrival):
             return self.arrived(answer)
+        if isinstance(answer, Chunk):
+            return self._gave(answer)
         action, recording = self._under_way.pop(unit)
+        if isinstance(action, Extra):
+            if isinstance(answer, Lost) and answer.crashed:
+                self.deaths = True
+                return self.core.crashed(unit)
+            failed = isinstance(answer, Lost)
+            failed = failed or (isinstance(answer, Collected) and answer.failure is not None)
+            return self.core.extra_ended(unit, failed=failed)
         if isinstance(action, Expand):
             self._glimpses.pop(action.start, None)
-        core = self.core
+            self.streams.ended(unit)
+        core, further = self.core, self._further.pop(unit, ())
         match answer:
             case BatchResult():
                 return core.processed(
@@ -370,6 +493,7 @@ class EvolvingRun:
                     failed=len(answer.failures),
                     not_run=answer.not_run,
                     seconds=answer.worked_s,
+                    further=further,
                 )
             case NestedResult():
                 self.ledger.give_back(
@@ -384,6 +508,7 @@ class EvolvingRun:
                     seconds=answer.measure.parse_s,
                     inline_s=answer.measure.inline_s
                     + sum(batch.result.worked_s for batch in answer.batches),
+                    further=further,
                 )
                 self.ledger.foresee(core.expected_items)
                 return actions
@@ -395,8 +520,10 @@ class EvolvingRun:
                     self._resumed(action, [_found(end) for end in answer.ends]),
                     seconds=answer.parse_s,
                     inline_s=answer.inline_s,
+                    further=further,
                 )
-            case Lost():
+            case _:
+                assert isinstance(answer, Lost), f"{action} was answered with {answer}"
                 self.ledger.give_back(unit)
                 if answer.crashed:
                     self.deaths = True
@@ -406,38 +533,193 @@ class EvolvingRun:
                 return core.expansion_lost(unit)
 
     def _resumed(self, action: Expand | Process, found: list[Found]) -> list[Found]:
-        """The same with what a journal has of it."""
+        """The same with what a journal has of it, and without what was met before."""
         for offset, call in enumerate(self._expanded[action.unit]):
             if call.known:
                 size, _ = self._known.pop(call.position)
-                found[offset] = Found(size, size, resumed=size, known=True)
-            elif call.index in self._recalled:
-                ranges = [(start, stop) for start, stop, _ in self._recalled.pop(call.index)]
-                size, done = found[offset].size, sum(stop - start for start, stop in ranges)
-                left = tuple(_between(ranges, size))
-                found[offset] = Found(size, done, resumed=done, left=left)
+                met = call.position in self._met
+                found[offset] = Found(size, size, resumed=size, known=not met)
+            elif (share := self._shares.pop((action.unit, offset), None)) is not None:
+                found[offset] = share.of(found[offset])
         return found
 
-    def _recall(self, stage: int, call: SourceCall, end: SourceEnd) -> list[Portion]:
-        """What a journal has of a list that was found, or did not need to be."""
-        source, inner = self._source(call), call.inner
-        if call.known:
-            recalled = self._known[call.position][1]
-        elif self.resuming is None or end.failure is not None or end.skipped:
-            return []
-        elif stage + 2 < len(self.stages):
-            return []  # these are no items of the last stage
-        else:
-            recalled = self.resuming.expanded(call.index, call.label, end.size, end.token)
-            if not recalled or end.ended:
+    def _gave(self, chunk: Chunk) -> list[Action]:
+        """Take in items of a unit that is still in flight."""
+        calls = self._expanded[chunk.unit]
+        action, call = self._under_way[chunk.unit][0], calls[chunk.offset]
+        assert isinstance(action, Expand), "nothing else gives on the way"
+        items = Packed(chunk.payload).value()
+        if known := self.streams.repeated(chunk):
+            items, keys = items[known:], chunk.keys[known * KEY_BYTES :]
+            chunk = chunk._replace(start=chunk.start + known, size=len(items), keys=keys)
+            if not items:
                 return []
-            self._recalled[call.index] = recalled
-        return [
-            Portion(call.position, source, start, stop, values, resumed=True, inner=inner)
-            for start, stop, values in recalled
-        ]
+        place = len(calls) + self.streams.took(chunk, call)
+        self._leads.add(chunk.unit, [Lead(items, call, [], chunk.start)], place)
+        found = Found(chunk.size, start=chunk.start)
+        if self._seen is not None:
+            fresh = self._seen.fresh(action.stage + 1, chunk.keys)
+            met = chunk.size - len(fresh)
+            left = ranges([chunk.start + position for position in fresh])
+            found = found._replace(ended=met, repeated=met, left=left)
+        return self.core.gave(chunk.unit, chunk.offset, found)
 
-    def _noted(self, portion: Portion) -> Portion:
+    def complete(self, answers: Iterable[tuple[int, Answer]]) -> list[tuple[int, Answer]]:
+        """Those answers that can be told now: not before all that was sent on the way is here."""
+        return self.streams.in_order(answers)
+
+    def permits(self) -> list[tuple[int, int, int]]:
+        """How far stages that give on the way may go now: unit, which of its items, number."""
+        wanted = not self.core.closed
+        free = self.options.limits.buffered - self.core.waiting
+        return self.streams.permits(free if wanted else None)
+
+    def _repeats(self, source: Any) -> bool:
+        """Whether an equal source has come before; one that nobody can compare has not."""
+        assert self._seen is not None, "it was asked for"
+        try:
+            keys = keys_of(self.key, [source])
+        except Exception as error:
+            self.warn(
+                "unique=True cannot compare source %s with others (%s); it is worked on",
+                short_repr(source),
+                error,
+            )
+            return False
+        return not self._seen.fresh(0, keys)
+
+    def _take_over(
+        self, finds: list[Find], action: Expand, offset: int, call: SourceCall, end: SourceEnd
+    ) -> list[Portion]:
+        """What of a list need not be begun: a journal has it, or it was met before."""
+        if call.known:
+            return self._recalled(finds, offset, 1, call, self._known[call.position][1])
+        below = action.stage + 1
+        sure = end.failure is None and not end.skipped
+        journaled = self.resuming is not None and below == self._last and sure
+        if not (journaled or self._seen is not None):
+            return []
+        share, recalled = self._share(journaled, below, call, end.size, end.keys, lambda: end.token)
+        if end.ended and self._seen is None:
+            return []  # it was worked on where it was found
+        self._shares[action.unit, offset] = share
+        if self._seen is not None and journaled:
+            self._keys[action.unit, offset] = end.keys
+        return self._recalled(finds, offset, 1, call, recalled)
+
+    def _share(
+        self,
+        journaled: bool,
+        stage: int,
+        call: SourceCall,
+        size: int,
+        keys: bytes,
+        token: Callable[[], str],
+    ) -> tuple[Share, Recalled]:
+        """What of the list that `call` gave is new, and what a journal has of that."""
+        resuming = self.resuming if journaled else None
+        if self._seen is None:
+            recalled = []
+            if resuming is not None:
+                recalled = resuming.expanded(call.index, call.label, size, token())
+            known = [(start, stop) for start, stop, _ in recalled]
+            return Share(size, 0, tuple(_between(known, size))), recalled
+        fresh, recalled = self._seen.fresh(stage, keys), []
+        if resuming is not None:
+            for position in fresh:
+                values = resuming.met(call.position, key_at(keys, position))
+                if values:
+                    recalled.append((position, position + 1, values))
+        known_ones = {position for position, _, _ in recalled}
+        left = ranges([position for position in fresh if position not in known_ones])
+        return Share(size, size - len(fresh), left), recalled
+
+    def _recalled(
+        self, finds: list[Find], offset: int, levels: int, call: SourceCall, recalled: Recalled
+    ) -> list[Portion]:
+        """Results that a journal has; what they led to is among the finds again."""
+        portions = []
+        for start, stop, values in recalled:
+            plain, leading = [], []
+            for place, value in enumerate(values, start):
+                if isinstance(value, More):
+                    items = list(value.items)
+                    keys = b"" if self._seen is None else keys_of(self.key, items)
+                    owners = [(place, len(items))]
+                    finds.append(Find(offset, call, levels, value.stage, owners, items, keys))
+                    leading.append(place)
+                    value = value.value
+                plain.append(value)
+            source = self._source(call)
+            portion = Portion(
+                call.position, source, start, stop, plain, resumed=True, inner=call.inner
+            )
+            portions += portion.cut_after(leading)
+        return portions
+
+    def _follow(self, finds: list[Find], unit: int, first: int) -> list[Portion]:
+        """Take in what items of a unit have found: its lists are those of the unit from `first`.
+
+        Returns:
+            What a journal has of it.
+        """
+        if not finds:
+            return []
+        leads: list[Lead] = []
+        further: list[Further] = []
+        portions: list[Portion] = []
+        together: dict[tuple[int, int, int], Lead] = {}
+        most = self.options.limits.max_depth
+        action = self._under_way[unit][0]
+        assert not isinstance(action, Extra), "its finds are nobody's items"
+        apart = action.parent < 0  # their sources are different ones
+        for find in finds:  # which grows
+            seen = self._seen
+            if most is not None and find.call.depth >= most:
+                seen = None  # it may be met again where it is not too deep
+            at = 0
+            if find.stage < self._last:
+                kind = find.offset if apart else 0, find.stage, find.levels
+                lead = together.setdefault(kind, Lead([], None, []))
+                new = range(len(find.items))
+                fresh = set(new if seen is None else seen.fresh(find.stage, find.keys))
+                for position, count in find.owners:
+                    for number in range(count):
+                        if at in fresh:
+                            lead.items.append(find.items[at])
+                            lead.places.append((find.call, position, number))
+                        at += 1
+                continue
+            for position, count in find.owners:
+                owner = find.call.item(position).deeper()
+                items = find.items[at : at + count]
+                keys = find.keys[at * KEY_BYTES : (at + count) * KEY_BYTES]
+                at += count
+                found = Found(count)
+                if most is None or find.call.depth < most:
+                    share, recalled = self._share(
+                        self.resuming is not None,
+                        self._last,
+                        owner,
+                        count,
+                        keys,
+                        partial(items_token, items),
+                    )
+                    found = share.of(found)
+                    portions += self._recalled(finds, find.offset, find.levels + 1, owner, recalled)
+                if self._seen is not None and self.resuming is not None:
+                    self._keys[unit, first + len(leads)] = keys
+                leads.append(Lead(items, owner, []))
+                further.append(Further(self._last, found, find.offset, find.levels))
+        for (offset, stage, levels), lead in together.items():
+            if lead.items:
+                leads.append(lead)
+                further.append(Further(stage, Found(len(lead.items)), offset, levels))
+        self._leads.add(unit, leads, first)
+        self._further[unit] = further
+        return portions
+
+    def _noted(self, portion: Portion, mores: Mapping[int, More], keys: bytes = b"") -> Portion:
         """Give a portion after its results were noted for the journal."""
         if self.resuming is not None:
             own = len(portion.index) + 1
@@ -448,15 +730,22 @@ class EvolvingRun:
             done: list[Any] = []
             for place in range(portion.start, portion.stop + 1):
                 if place < portion.stop and place not in failed:
-                    done.append(next(values))
+                    value = next(values)
+                    if place in mores:
+                        value = replace(mores[place], value=value)
+                    if keys:
+                        self.resuming.done_once(portion.position, key_at(keys, place), value)
+                    else:
+                        done.append(value)
                 elif done:
                     self.resuming.done(portion.index, place - len(done), done)
                     done = []
         return portion
 
     def _measured(
-        self, action: Expand | Process, recording: Recording, measure: Measure
+        self, finds: list[Find], action: Expand | Process, recording: Recording, measure: Measure
     ) -> list[Portion]:
+        assert isinstance(action, Expand)
         if measure.recorded and recording.unit is not None:
             first, last = (
                 self._expanded[action.unit][0].label,
@@ -467,9 +756,13 @@ class EvolvingRun:
         portions = []
         values = measure.values.value() or [[]] * len(measure.ends)
         calls = self._expanded[action.unit]
-        for call, end, worked_out in zip(calls, measure.ends, values, strict=True):
+        for offset, (call, end, worked_out) in enumerate(
+            zip(calls, measure.ends, values, strict=True)
+        ):
             source = self._source(call)
-            portions += self._recall(action.stage, call, end)
+            if self.collecting is not None and not end.skipped:
+                self.collecting.expanded(call.position)
+            portions += self._take_over(finds, action, offset, call, end)
             if call.known:
                 continue
             if end.has_run:
@@ -487,8 +780,22 @@ class EvolvingRun:
                     [replace(failure, source=source) for failure in failures],
                     inner=call.inner,
                 )
-                portions.append(self._noted(portion))
+                mores = self._found(finds, offset, call, end.discoveries)
+                portions += self._noted(portion, mores).cut_after(mores)
         return portions
+
+    def _found(
+        self, finds: list[Find], offset: int, call: SourceCall, discoveries: Sequence[Discovery]
+    ) -> dict[int, More]:
+        """Note what items of a list have found; give it by position, without their results."""
+        mores: dict[int, More] = {}
+        for one in discoveries:
+            items, at = one.items.value(), 0
+            finds.append(Find(offset, call, 1, one.stage, one.owners, items, one.keys))
+            for position, count in one.owners:
+                mores[position] = More(None, items[at : at + count], one.stage)
+                at += count
+        return mores
 
     def _note_batch(
         self, run_id: UUID | None, call: SourceCall, start: int, stop: int, batch: BatchResult
@@ -512,14 +819,23 @@ class EvolvingRun:
             for position in positions
         ]
 
-    def _portion(self, call: SourceCall, start: int, stop: int, batch: BatchResult) -> Portion:
+    def _portion(
+        self,
+        finds: list[Find],
+        offset: int,
+        call: SourceCall,
+        start: int,
+        stop: int,
+        batch: BatchResult,
+        keys: bytes = b"",
+    ) -> list[Portion]:
         source = self._source(call)
         self._note_items(call, batch.recorded, batch.failures)
         failures = [replace(failure, source=source) for failure in batch.failures]
         values, stop = batch.values.value(), stop - batch.not_run
-        return self._noted(
-            Portion(call.position, source, start, stop, values, failures, inner=call.inner)
-        )
+        mores = self._found(finds, offset, call, batch.discoveries)
+        portion = Portion(call.position, source, start, stop, values, failures, inner=call.inner)
+        return self._noted(portion, mores, keys).cut_after(mores)
 
     def _running(self, action: Expand | Process, lost: Lost) -> list[int] | None:
         """What of a unit its worker was at when it died; `None` if nobody knows."""
@@ -637,12 +953,13 @@ class EvolvingRun:
         last = by_stage[self.stages[-1].name]
         return Counts(
             sources=self.core.sources,
-            sources_failed=self.core.tallies[0].failed,
+            sources_failed=self.core.roots.failed,
             discovered=last.discovered,
             done=last.done,
             failed=last.failed,
             resumed=last.resumed,
             not_run=last.not_run,
+            repeated=0 if self._seen is None else sum(self._seen.repeated),
             by_stage=by_stage,
         )
 
@@ -666,15 +983,22 @@ def readable(answer: Answer) -> Answer:
     A value may be pickled on a worker and yet not be unpickled in the flow: its class is not
     there, or takes other arguments than it passes on.
     """
-    parts: list[Measure | BatchResult] = []
+    parts: list[Measure | BatchResult | Collected] = []
     match answer:
+        case Collected():
+            parts = [answer]
         case Measure() | BatchResult():
             parts = [answer]
         case NestedResult():
             parts = [answer.measure, *(batch.result for batch in answer.batches)]
     for part in parts:
         try:
+            if isinstance(part, Collected):
+                part.value = Unpacked(part.value.value())
+                continue
             part.values = Unpacked(part.values.value())
+            for one in _discoveries_of(part):
+                one.items = Unpacked(one.items.value())
         except Exception as error:
             return Lost(
                 TypeError(
@@ -684,6 +1008,12 @@ def readable(answer: Answer) -> Answer:
                 )
             )
     return answer
+
+
+def _discoveries_of(part: Measure | BatchResult) -> list[Discovery]:
+    if isinstance(part, BatchResult):
+        return part.discoveries
+    return [one for end in part.ends for one in end.discoveries]
 
 
 def _between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
@@ -729,6 +1059,7 @@ def _found(end: SourceEnd) -> Found:
         not_run=end.not_run,
         lost=end.failure is not None,
         skipped=end.skipped,
+        start=end.given,
     )
 
 

@@ -145,7 +145,7 @@ class Opened:
             recorded = [one.run_id for one in run.recorded]
             if run.deaths and not run.unseen:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
-                tell_for_the_dead(run.recorded, set(missing), run.stages, self._logger)
+                tell_for_the_dead(run.recorded, set(missing), run.all_stages, self._logger)
             recorded += record_given_up(run.given_up)
             if run.unseen:
                 unrecorded = len(recorded)  # they went with their flow run
@@ -153,7 +153,7 @@ class Opened:
                 unrecorded = wait_until_recorded(recorded, self._logger)
             if run.deaths and not run.unseen:
                 # Asked when the others are known: events come to the API one after another.
-                names = [stage.name for stage in run.stages]
+                names = [stage.name for stage in run.all_stages]
                 ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
                 unrecorded += wait_until_recorded(ended, self._logger)
                 recorded += ended
@@ -207,9 +207,10 @@ class Opened:
             strategy=self.choice.strategy,
             reason=self.choice.reason,
             duration_s=self.shown.duration_s,
-            stopped=run.core.stopped or run.core.limited,
+            stopped=run.core.left_out,
             error=run.source_error,
             vanished=self.gone,
+            collected=run.collecting.collected() if run.collecting is not None else [],
             facts=self.shown.report(),
         )
         if run.core.rejected or run.source_error is not None:

@@ -44,7 +44,8 @@ class Limits(_Frozen):
         max_items: items in the whole run, over all stages (N >= 1). What is found beyond them is
             left where it is, no further source is taken, and `outcome.stopped` says so; it is no
             failure. Give it where nobody knows that there is an end.
-        max_depth: levels of recursion. Not available yet.
+        max_depth: how often items may lead further, one below the other, by `More` (N >= 1).
+            What lies deeper is left where it is, and `outcome.stopped` says so.
         in_flight_variable: name of a Prefect variable with the number of items that may be in
             flight, which holds in place of `in_flight` where it is set; it is asked for every few
             seconds, so somebody can change it while it runs.
@@ -71,7 +72,9 @@ class Limits(_Frozen):
         description="Items in the whole run; what is found beyond them is left. Empty: no limit.",
     )
     max_depth: int | None = Field(
-        default=None, ge=1, description="Levels of recursion. Not available yet."
+        default=None,
+        ge=1,
+        description="Levels of recursion, from 1; what lies deeper is left. Empty: no limit.",
     )
     in_flight_variable: str | None = Field(
         default=None,
@@ -183,7 +186,8 @@ class EvolveOptions(_Frozen):
         journal: durable record to resume from, in Prefect's result storage. `True`: this flow
             run and its retries. A name: every run that gives it, so that sources which are
             unchanged since an earlier run are not worked on again. `False`: none.
-        unique: work on equal items once. Not available yet.
+        unique: work on equal items of a stage once in a run, wherever they were found; what equal
+            means is their value and type, or `key=`. Each item costs the flow some hundred bytes.
         progress: show how far it is: an artifact in the Prefect UI, and bars where there is a
             terminal. The report is made in any case.
 
@@ -241,7 +245,10 @@ class EvolveOptions(_Frozen):
         description="What is finished is not done again: by retries of this run, or by all runs "
         "that give the same name.",
     )
-    unique: bool = Field(default=False, description="Work on equal items once. Not available yet.")
+    unique: bool = Field(
+        default=False,
+        description="Work on equal items of a stage once, wherever in the run they were found.",
+    )
     progress: bool = Field(
         default=True, description="Show how far it is, in the UI and in a terminal."
     )
@@ -250,12 +257,6 @@ class EvolveOptions(_Frozen):
     def batch_size(self) -> int | None:
         """Items in one Dask task; `None` where durations decide."""
         return None if self.batch == "auto" else self.batch
-
-
-_LATER: Final[Mapping[str, tuple[Any, str]]] = {
-    "unique": (False, "remove equal items in the expanding stage"),
-    "limits.max_depth": (None, "give two stages, which have a fixed depth"),
-}
 
 
 def resolve_options(
@@ -272,8 +273,7 @@ def resolve_options(
         The options that hold.
 
     Raises:
-        InvalidInput: an unknown or doubly given option, a value out of range, or an option
-            that this version does not have yet.
+        InvalidInput: an unknown or doubly given option, or a value out of range.
 
     Example:
         >>> resolve_options(None, {"batch": 5}).batch
@@ -308,9 +308,7 @@ def resolve_options(
             "give each option once"
         )
     chosen = {name: getattr(base, name) for name in base.model_fields_set}
-    result = _validated(EvolveOptions, chosen | given)
-    _refuse_what_comes_later(result)
-    return result
+    return _validated(EvolveOptions, chosen | given)
 
 
 def _from_value(options: EvolveOptions | Mapping[str, Any] | None) -> EvolveOptions:
@@ -379,16 +377,3 @@ _MODELS: Final[Mapping[str, type[BaseModel]]] = {"limits": Limits, "on_failure":
 _ALL_FIELDS: Final = {
     name for model in (EvolveOptions, Limits, Tolerate) for name in model.model_fields
 }
-
-
-def _refuse_what_comes_later(options: EvolveOptions) -> None:
-    for name, (default, way_out) in _LATER.items():
-        field, _, value = name.partition(":")
-        current: Any = options
-        for part in field.split("."):
-            current = getattr(current, part)
-        if (value and current == value) or (not value and current != default):
-            raise InvalidInput(
-                f"{field}={short_repr(current)}: this version of evolve-tasks does not have it "
-                f"yet, and an option is never ignored in silence; {way_out}"
-            )

@@ -102,6 +102,8 @@ class Counts:
         failed: likewise.
         resumed: likewise.
         not_run: likewise.
+        repeated: items and sources that were found again under `unique=True`, and not worked on
+            again; they are not among the discovered ones.
         by_stage: the counts of each stage, by its name.
 
     Always `discovered == done + failed + resumed + not_run`.
@@ -114,6 +116,7 @@ class Counts:
     failed: int = 0
     resumed: int = 0
     not_run: int = 0
+    repeated: int = 0
     by_stage: Mapping[str, StageCounts] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -123,6 +126,7 @@ class Counts:
             (self.failed, "failed"),
             (self.resumed, "resumed"),
             (self.not_run, "not run"),
+            (self.repeated, "found again"),
         ):
             text += f", {number} {word}" if number else ""
         text += f"; {self.sources} source{'' if self.sources == 1 else 's'}"
@@ -143,7 +147,7 @@ class Outcome:
         strategy: the strategy that was used.
         reason: why it was chosen.
         duration_s: seconds from the call to the last result.
-        stopped: why nothing more was begun before all was done; `None` if all was.
+        stopped: why something that is known was not begun; `None` if all was done.
         error: what ended the run early, if something other than its items did: the error
             of a lazy `sources` iterable.
         vanished: names of sources that earlier runs of the same named journal had, and this one

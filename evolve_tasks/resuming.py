@@ -16,6 +16,9 @@ from evolve_tasks.stages import Stage
 # Without a function that says what makes a source count as changed, none ever does.
 UNCHANGED = "unchanged"
 
+# In place of the token of a list, for items that are known by themselves.
+UNIQUE = "unique"
+
 Recalled = list[tuple[int, int, list[Any]]]  # start, stop and results of consecutive items
 
 
@@ -37,6 +40,7 @@ class Resuming:
         stages: the stages of the run.
         fingerprint: the user's function; `None` for none.
         logger: is told what cannot be resumed, and why.
+        unique: items are known by what makes two of them the same, not by their place.
     """
 
     def __init__(
@@ -45,12 +49,14 @@ class Resuming:
         stages: Sequence[Stage],
         fingerprint: Callable[[Any], Any] | None,
         logger: logging.Logger | Any,
+        *,
+        unique: bool = False,
     ) -> None:
         self._journal = journal
         self._parse = _token_of(stages[:-1])
         self._process = stage_token(stages[-1].function)
         # What only leads to lists is run again: which lists there are is known from it alone.
-        self._deep = len(stages) > 2
+        self._deep = len(stages) > 2 or unique
         self._fingerprint = fingerprint
         self._logger = logger
         self._seen: Counter[str] = Counter()
@@ -117,6 +123,31 @@ class Resuming:
                 start,
                 values,
             )
+
+    def met(self, position: int, key: bytes) -> list[Any]:
+        """The result of an item that is known by its key, in a list; an empty one if unknown.
+
+        Where equal items are worked on once it does not matter where one was found.
+        """
+        known = self._known(self._keyed(position, key), UNIQUE)
+        return (
+            [value for _, _, values in self._journal.values(known) for value in values][:1]
+            if known is not None
+            else []
+        )
+
+    def done_once(self, position: int, key: bytes, value: Any) -> None:
+        """Note the result of such an item."""
+        one = self._keyed(position, key)
+        if one.token is not None and one.fingerprint is not None:
+            self._journal.note_done(
+                one.token, 0, one.fingerprint, self._process, UNIQUE, 0, [value]
+            )
+
+    def _keyed(self, position: int, key: bytes) -> _Source:
+        """Where such an item is kept: it holds as long as the source does that it is from."""
+        fingerprint = self._open[position][()].fingerprint
+        return _Source(source_token(["key", key]), 0, fingerprint)
 
     def source_done(self, position: int) -> None:
         """Forget a source that has ended."""

@@ -1,10 +1,11 @@
-"""What the core asks for. Every `Pull`, `Expand` and `Process` is answered by one event.
+"""What the core asks for. Each `Pull`, `Expand`, `Process` and `Extra` is answered by one event.
 
 | action | means | answered by exactly one of |
 |---|---|---|
 | `Pull` | take the next sources | `sources_arrived` |
-| `Expand` | run an expanding stage | `expanded`, `expansion_lost`, `crashed` |
+| `Expand` | run an expanding stage | `expanded`, `expansion_lost`, `crashed`; `gave` before |
 | `Process` | run the last stage on consecutive items | `processed`, `crashed` |
+| `Extra` | do what was asked for beside the stages | `extra_ended`, `crashed` |
 | `Release` | the lists of a unit are not needed any more | nothing |
 | `SourceDone` | all that came from a source has ended | nothing |
 """
@@ -23,9 +24,9 @@ class Pull(NamedTuple):
 class Expand(NamedTuple):
     """Run stage `stage` on the items `start` to `stop` (exclusive) of a list.
 
-    Stage 0 runs on sources: there `parent` is -1, and positions are those of the sources. A
-    list of at most `inline` items is worked on where it was found. Workers have died with it
-    `crashes` times.
+    Where `parent` is -1 these are sources, and positions are those of the sources. A list of at
+    most `inline` items is worked on where it was found. Workers have died with it `crashes`
+    times.
     """
 
     unit: int
@@ -55,6 +56,17 @@ class Process(NamedTuple):
     crashes: int = 0
 
 
+class Extra(NamedTuple):
+    """Do piece `number` of what was asked for beside the stages.
+
+    Workers have died with it `crashes` times.
+    """
+
+    unit: int
+    number: int
+    crashes: int = 0
+
+
 class Release(NamedTuple):
     """All lists that unit `unit` gave have ended: they can be forgotten."""
 
@@ -67,7 +79,7 @@ class SourceDone(NamedTuple):
     source: int
 
 
-Action = Pull | Expand | Process | Release | SourceDone
+Action = Pull | Expand | Process | Extra | Release | SourceDone
 
 
 class Found(NamedTuple):
@@ -84,6 +96,9 @@ class Found(NamedTuple):
         left: those that have not ended, as ranges in order, where they are not simply the last.
         orphaned: what is left was lost with the worker that it ran on.
         known: the journal had all of it, and the expansion did not run.
+        repeated: how many of those that ended were seen before in this run; nothing is done
+            with them, and they do not count as discovered.
+        start: position of the first; those before were told of by `gave`.
     """
 
     size: int = 0
@@ -96,21 +111,45 @@ class Found(NamedTuple):
     left: tuple[tuple[int, int], ...] | None = None
     orphaned: bool = False
     known: bool = False
+    repeated: int = 0
+    start: int = 0
+
+    @property
+    def stop(self) -> int:
+        """Position after the last."""
+        return self.start + self.size
 
     def ranges(self) -> list[tuple[int, int]]:
         """The items that have not ended."""
         if self.left is not None:
             return list(self.left)
-        return [(self.ended, self.size)] if self.ended < self.size else []
+        return [(self.start + self.ended, self.stop)] if self.ended < self.size else []
 
     def adds_up(self) -> bool:
         """Whether all of it can be true at once."""
         ends = [place for one in self.ranges() for place in one]
         return (
-            min(self.failed, self.not_run, self.resumed) >= 0
-            and self.failed + self.not_run + self.resumed <= self.ended
+            min(self.failed, self.not_run, self.resumed, self.repeated) >= 0
+            and self.failed + self.not_run + self.resumed + self.repeated <= self.ended
             and self.ended + sum(stop - start for start, stop in self.ranges()) == self.size
-            and [0, *ends, self.size] == sorted([0, *ends, self.size])
+            and [self.start, *ends, self.stop] == sorted([self.start, *ends, self.stop])
+            and self.start >= 0
             and not (self.size and self.skipped)
             and not (self.lost and self.known)
         )
+
+
+class Further(NamedTuple):
+    """Items that the last stage found for itself or an earlier stage, part of any answer.
+
+    Args:
+        stage: the stage that is to work on them.
+        found: how many they are, and what of them has ended already.
+        offset: which of the items of an `Expand` they came from.
+        levels: how often the last stage has led there, from the items of the unit.
+    """
+
+    stage: int
+    found: Found
+    offset: int = 0
+    levels: int = 1

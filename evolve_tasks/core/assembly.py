@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -36,6 +36,33 @@ class Portion:
     def index(self) -> tuple[int, ...]:
         """Positions from the source down to what gave the list."""
         return self.position, *self.inner
+
+    def cut_after(self, places: Iterable[int]) -> list[Portion]:
+        """The same in parts, so that what is below some items can come between.
+
+        Args:
+            places: positions that a part ends with.
+
+        Example:
+            >>> whole = Portion(0, "a", 0, 3, ["a0", "a1", "a2"])
+            >>> [(part.start, part.stop, part.values) for part in whole.cut_after([1])]
+            [(0, 2, ['a0', 'a1']), (2, 3, ['a2'])]
+        """
+        ends = sorted({place + 1 for place in places if place + 1 < self.stop} | {self.stop})
+        if len(ends) == 1:
+            return [self]
+        own = len(self.index) + 1
+        failed = {one.index[-1]: one for one in self.failures if len(one.index) == own}
+        others = [one for one in self.failures if len(one.index) != own]
+        values, start, parts = iter(self.values), self.start, []
+        for stop in ends:
+            failures = [failed[place] for place in range(start, stop) if place in failed]
+            done = [next(values) for _ in range(stop - start - len(failures))]
+            parts.append(
+                replace(self, start=start, stop=stop, values=done, failures=[*others, *failures])
+            )
+            start, others = stop, []
+        return parts
 
 
 @dataclass(slots=True)
@@ -71,10 +98,11 @@ class Assembly:
 
     def by_source(self) -> list[tuple[Any, list[Any]]]:
         """The results of each source, in order."""
-        return [
-            (source, [value for _, values in self._ordered(position) for value in values])
-            for position, source in enumerate(self._sources)
-        ]
+        return [(source, self.values(position)) for position, source in enumerate(self._sources)]
+
+    def values(self, position: int) -> list[Any]:
+        """The results of one source, in order."""
+        return [value for _, values in self._ordered(position) for value in values]
 
     def failures(self) -> list[Any]:
         """The failures, in order of position."""

@@ -37,6 +37,7 @@ class Durations:
         0.2
     """
 
+    mean_s: float | None = None  # seconds of an item; `None` before the first was measured
     _seconds: float = 0.0
     _count: float = 0.0
 
@@ -47,11 +48,7 @@ class Durations:
         fading = MEMORY / (MEMORY + count) if self._count > MEMORY else 1.0
         self._seconds = self._seconds * fading + seconds
         self._count = self._count * fading + count
-
-    @property
-    def mean_s(self) -> float | None:
-        """Seconds of an item; `None` before the first was measured."""
-        return self._seconds / self._count if self._count else None
+        self.mean_s = self._seconds / self._count
 
 
 def unit_size(mean_s: float | None, left: int | None, threads: int, ceiling: int) -> int:
@@ -77,12 +74,14 @@ def unit_size(mean_s: float | None, left: int | None, threads: int, ceiling: int
     """
     if mean_s is None:
         return 1
-    mean_s = max(mean_s, 1e-7)  # a clock that does not move makes no endless unit
+    if mean_s < 1e-7:  # a clock that does not move makes no endless unit
+        mean_s = 1e-7
     size = TARGET_S / mean_s
     if left is not None:
         fair = -(-left // (2 * max(1, threads)))
-        size = min(size, max(fair, SMALLEST_S / mean_s))
-    return max(1, min(int(size), ceiling))
+        if fair < size:
+            size = max(fair, min(size, SMALLEST_S / mean_s))
+    return 1 if size < 2 else min(int(size), ceiling)
 
 
 def inline_items(mean_s: float | None) -> int:

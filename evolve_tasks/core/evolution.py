@@ -11,8 +11,9 @@ Rules, in the order in which they are looked at:
    (`waited`) what runs is long, and nothing is held back: a cluster that grows with its work has
    to see it.
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
-   sources. Within a depth, first come, first served. So memory follows a few paths of the
-   tree, not the breadth of a level.
+   sources. Within a depth, first come, first served; what the last stage has found goes before
+   what was there (last come, first served). So memory follows a few paths of the tree, not the
+   breadth of a level.
 4. Nobody knows which parse is long, and all threads wait for one that is begun last. So beside
    items that wait an expansion is kept in flight for every other thread, as long as fewer
    than `AHEAD` lists for each thread wait. One thread has nothing to gain: strictly depth first.
@@ -22,14 +23,19 @@ Rules, in the order in which they are looked at:
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
    are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
    Where only units are bounded, lists that are worked on where they are found do not wait:
-   expected is then what such expansions have left.
+   expected is then what such expansions have left. An inner list that is longer than the bound
+   does not hold itself up: the bound is above it. What the last stage has found, and an earlier
+   one is to expand, is not counted: nobody can hold it back.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
    One that comes in a pause, or while something has to run alone (8), waits until that is over.
 7. How much goes into one unit is decided in `batching`, unless a number was given.
 8. What a dead worker took down goes before all else, in the parts and with the care that
-   `suspects` says: first beside everything, then alone.
+   `suspects` says: first beside everything, then alone. What gives on the way is alone until
+   it gives something, and by that shows that it has got further. What was asked for beside the stages
+   (`add_extra`) comes next, and counts as one item.
 9. No more than `max_items` items are discovered. What is found beyond them is left where it is,
-   and nothing is expanded any more; what was discovered is worked on.
+   and nothing is expanded any more; what was discovered is worked on. What the last stage finds
+   below `max_depth` is left, too.
 
 State grows with what is open: a finished list leaves counts behind, not itself.
 """
@@ -43,7 +49,9 @@ from dataclasses import replace
 from evolve_tasks.core.actions import (
     Action,
     Expand,
+    Extra,
     Found,
+    Further,
     Process,
     Pull,
     Release,
@@ -85,7 +93,8 @@ class Evolution:
         budget: the failure policy.
         sources_known: how many sources there are, if that is known beforehand.
         item_s: seconds that an item of the last stage takes, if somebody has measured it.
-        max_items: items of all stages but the first that may be discovered (N >= 1).
+        max_items: items, beside the sources, that may be discovered (N >= 1).
+        max_depth: how often the last stage may lead further, one below the other (N >= 1).
 
     Example:
         >>> from evolve_tasks.core.budget import Finish
@@ -108,11 +117,17 @@ class Evolution:
         sources_known: int | None = None,
         item_s: float | None = None,
         max_items: int | None = None,
+        max_depth: int | None = None,
     ) -> None:
         self.tallies = [StageTally() for _ in range(stages)]
+        self._items_tally = self.tallies[-1]
+        self.roots = StageTally()  # the sources, which stand in the first of these, too
+        self.too_deep = 0  # items that were left because they are below the deepest level
         self.stopped: str | None = None
         self.limited: str | None = None  # why some items were left where they are
         self._max_items = max_items
+        self._max_depth = max_depth
+        self._leads_on = max_depth is not None  # the last stage finds work
         self._last = stages - 1
         self._window = window
         self._buffered = buffered
@@ -120,11 +135,20 @@ class Evolution:
         self._budget = budget
         self._sources_known = sources_known
         self._outlook = Outlook(stages, item_s)
+        self._items = self._outlook.durations[self._last]
         self._lists: dict[ListId, OpenList] = {}
         self._lists_of: dict[int, int] = {}  # lists of a unit that are still open
+        self._given: dict[int, int] = {}  # lists that a unit in flight gave
+        # What is open right below a source beyond the first: lists, and the unit that expands it.
+        self._forks: dict[int, int] = {}
         self._waiting: list[deque[ListId]] = [deque() for _ in range(stages)]
         self._waits = [0] * stages  # items that wait for a stage
-        self._units: dict[int, Expand | Process] = {}
+        self._all_waits = 0
+        self._uncounted = 0  # of those that wait for being expanded: the last stage found them
+        self._units: dict[int, Expand | Process | Extra] = {}
+        self._extras: deque[int] = deque()  # what was asked for, and has not begun
+        self._extras_flying = 0
+        self._extras_failed = 0
         self._next_unit = 0
         self._flying = 0
         self._expanding = [0] * self._last  # sources and items, by stage
@@ -135,6 +159,8 @@ class Evolution:
         self._stop_due: str | None = None
         self._limit_due = False
         self.paused = False
+        # A batch that was given stays whole, also where it is larger.
+        self._largest_unit = max(LARGEST_UNIT, batch or 0)
         self._kept: set[int] = set()
         self._hurried = False
         self._suspects = Suspects()
@@ -146,12 +172,21 @@ class Evolution:
     def finished(self) -> bool:
         """Nothing is in flight, waiting or still to come."""
         over = self._sources_ended or (self.closed and not self._pulling)
-        return over and not (self._units or self._lists or self._suspects)
+        return over and not self._open
 
     @property
     def closed(self) -> bool:
         """Whether no further source is wanted."""
         return self.stopped is not None or self.limited is not None
+
+    @property
+    def left_out(self) -> str | None:
+        """Why not all that is known was begun; `None` if all was."""
+        reasons = [self.stopped, self.limited]
+        if self.too_deep:
+            deeper = f"{self.too_deep:,} item{'' if self.too_deep == 1 else 's'} lie deeper"
+            reasons.append(f"limits.max_depth={self._max_depth} was reached, and {deeper}")
+        return "; ".join(reason for reason in reasons if reason) or None
 
     @property
     def flying(self) -> int:
@@ -161,7 +196,7 @@ class Evolution:
     @property
     def waiting(self) -> int:
         """Items discovered and not submitted."""
-        return sum(self._waits)
+        return self._all_waits
 
     def keeps(self, unit: int) -> bool:
         """Whether this expansion takes its turn among the items, or else waits behind them all."""
@@ -170,14 +205,16 @@ class Evolution:
     @property
     def item_s(self) -> float | None:
         """Seconds that an item of the last stage takes; `None` before any was measured."""
-        return self._outlook.item_s
+        return self._items.mean_s
 
     @property
     def probing(self) -> bool:
         """Whether work is held back until it is known how long items take."""
-        if self._hurried or self._batch is not None or self._window.in_flight is not None:
+        if self._items.mean_s is not None or self._hurried:
             return False
-        return self.item_s is None and self._outlook.awaits_items
+        if self._batch is not None or self._window.in_flight is not None:
+            return False
+        return self._outlook.awaits_items
 
     @property
     def pulling(self) -> bool:
@@ -187,8 +224,8 @@ class Evolution:
     @property
     def expected_items(self) -> int:
         """Items of the last stage that wait, and that known sources are expected to lead to."""
-        to_come = max(0, (self._sources_known or 0) - self.tallies[0].discovered)
-        return self._below([to_come, *self._waits[1:]])
+        to_come = max(0, (self._sources_known or 0) - self.roots.discovered)
+        return self._below([to_come + self._waits[0], *self._waits[1:]])
 
     def _below(self, expandable: Sequence[int]) -> int:
         """Items that so many of each stage lead to, as far as anybody knows."""
@@ -201,40 +238,45 @@ class Evolution:
     @property
     def progress(self) -> Progress:
         """How far it is; the one thing here that another thread may ask for."""
-        first, last = self.tallies[0], self.tallies[self._last]
-        known = self.tallies[0].discovered if self._sources_ended else self._sources_known
-        ended = first.ended
-        open_ones = [tally.discovered - tally.ended for tally in self.tallies[1 : self._last]]
-        to_come = max(0, max(first.discovered, known or 0) - ended)
+        roots, last = self.roots, self.tallies[self._last]
+        known = roots.discovered if self._sources_ended else self._sources_known
+        open_ones = [tally.discovered - tally.ended for tally in self.tallies[: self._last]]
+        open_ones[0] += max(0, (known or 0) - roots.discovered)
         return Progress(
-            sources=first.discovered,
-            sources_ended=ended,
+            sources=roots.discovered,
+            sources_ended=roots.ended,
             sources_known=known,
             discovered=last.discovered,
             done=last.done,
             failed=last.failed,
             resumed=last.resumed,
             not_run=last.not_run,
-            unseen=0 if self.closed else self._below([to_come, *open_ones, 0]),
+            unseen=0 if self.closed else self._below([*open_ones, 0]),
             finished=self.finished,
         )
 
     @property
     def sources(self) -> int:
         """Sources that arrived."""
-        return self.tallies[0].discovered
+        return self.roots.discovered
 
     @property
     def standing(self) -> Standing:
         """What the failure policy looks at."""
         last = self.tallies[self._last]
-        lost = self._expansions_failed
+        lost = self._expansions_failed + self._extras_failed
         return Standing(
             failed=last.failed + lost,
             known=last.discovered + lost,
             complete=not (any(self._expanding) or self._expandable())
-            and (self._sources_ended or self.limited is not None),
+            and (self._sources_ended or self.limited is not None)
+            and not (self._leads_on and self.limited is None and self._open),
         )
+
+    @property
+    def _open(self) -> bool:
+        """Whether anything has not ended."""
+        return bool(self._units or self._lists or self._suspects or self._extras)
 
     @property
     def rejected(self) -> bool:
@@ -253,6 +295,10 @@ class Evolution:
             running: positions that threads of the worker were at; `None` if nobody knows.
         """
         action = self._units[unit]
+        if isinstance(action, Extra):
+            return guilty(1, action.crashes + 1)
+        if unit in self._given:
+            return False  # it has come further than the time before
         begun = running is None or action.start in running
         return begun and guilty(action.stop - action.start, action.crashes + 1)
 
@@ -273,8 +319,8 @@ class Evolution:
         self._next_unit += 1
         for offset, found in enumerate(lists):
             self.tallies[self._last].discovered += found.size - found.ended
-            left = found.size - found.ended
-            self._open_list(unit, offset, self._last, offset, None, found, left)
+            if left := found.size - found.ended:
+                self._open_list((unit, offset), self._last, offset, None, found, left)
         return self._fill(actions)
 
     def waited(self) -> list[Action]:
@@ -319,13 +365,14 @@ class Evolution:
         self._pulling = int(awaited)
         self._flying += self._pulling
         self._expanding[0] += self._pulling
-        tally = self.tallies[0]
-        start = tally.discovered
-        tally.discovered += count
+        start = self.roots.discovered
+        self.roots.discovered += count
+        self.tallies[0].discovered += count
         self._sources_ended = self._sources_ended or ended
         actions: list[Action] = []
         if count and self.closed:
-            tally.not_run += count
+            self.roots.not_run += count
+            self.tallies[0].not_run += count
             actions += [SourceDone(start + number) for number in range(count)]
         elif count and (self._quarantine or self.paused):
             waiting = Suspect(0, start, None, start, start + count, crashes=0)
@@ -336,8 +383,42 @@ class Evolution:
             self._judge()
         return self._fill(actions)
 
+    def gave(self, unit: int, offset: int, found: Found) -> list[Action]:
+        """Note what an `Expand` has given so far of one of its items; more may follow.
+
+        Args:
+            unit: the unit, which stays in flight. Each of these is one of its lists, from the
+                number of its items on.
+            offset: which of its items gave them.
+            found: the items, from `found.start` on.
+        """
+        action = self._answer_expand(unit)
+        size = action.stop - action.start
+        if not 0 <= offset < size:
+            raise IllegalEvent(f"unit {unit} of {size} items gave something for item {offset}")
+        self._check(unit, [found])
+        actions: list[Action] = []
+        if self._alone == unit:
+            self._alone = None  # what it gives has to be worked on, or it could not go on
+        place = size + self._given.get(unit, 0)
+        self._given[unit] = place + 1 - size
+        depth = self._depth_of(action)
+        if self._discover(action, place, action.stage + 1, offset, found, depth):
+            source, parent = _place(action, offset)
+            if parent is not None:
+                self._lists[parent].open += 1
+            else:
+                self._forks[source] = self._forks.get(source, 0) + 1
+        return self._fill(actions)
+
     def expanded(
-        self, unit: int, found: Sequence[Found], *, seconds: float = 0.0, inline_s: float = 0.0
+        self,
+        unit: int,
+        found: Sequence[Found],
+        *,
+        seconds: float = 0.0,
+        inline_s: float = 0.0,
+        further: Sequence[Further] = (),
     ) -> list[Action]:
         """Answer an `Expand`: what each of its items gave.
 
@@ -346,49 +427,42 @@ class Evolution:
             found: one entry for each item, in order.
             seconds: what expanding took, all of them together.
             inline_s: what working on items on the spot took, all of them together.
+            further: what items that ended on the spot have found. Its lists are those of the
+                unit after the ones of `found` and of `gave`.
         """
         action = self._answer_expand(unit)
         size = action.stop - action.start
         if len(found) != size:
             raise IllegalEvent(f"unit {unit} of {size} items was answered with {len(found)}")
-        for one in found:
-            if not one.adds_up():
-                raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
+        self._check(unit, [*found, *(one.found for one in further)])
+        if not all(0 <= one.offset < size for one in further):
+            raise IllegalEvent(f"unit {unit} of {size} items found {further} for others")
+        depth = self._depth_of(action)
+        first = size + self._given.get(unit, 0)
         self._answered(action)
         actions: list[Action] = []
-        tally, below = self.tallies[action.stage], self.tallies[action.stage + 1]
+        lists = [0] * size  # open ones, by the item that gave them
         begun = worked_on = 0
         for offset, one in enumerate(found):
-            taken = self._take(one)
-            if one.lost:
-                tally.failed += 1
-                self._expansions_failed += 1
-            elif one.skipped:
-                tally.not_run += 1
-            else:
-                tally.done += not one.known
-                tally.resumed += one.known
+            self._count_expansion(action, one)
+            begun += not (one.skipped or one.known)
             if one.size or not (one.lost or one.skipped):
-                self._outlook.gave(action.stage, one.size)
-                below.discovered += taken
-                below.done += one.ended - one.failed - one.not_run - one.resumed
-                below.failed += one.failed
-                below.not_run += one.not_run
-                below.resumed += one.resumed
-                worked_on += one.ended - one.not_run - one.resumed
+                worked_on += one.ended - one.not_run - one.resumed - one.repeated
+                self._outlook.gave(action.stage, one.stop - one.repeated)
                 if action.inline:
                     self._outlook.fan_outs[action.stage].add_left(one.size - one.ended)
-            begun += not (one.skipped or one.known)
-            source = action.start + offset if action.stage == 0 else action.source
-            parent = None if action.stage == 0 else (action.parent, action.offset)
-            left = taken - one.ended
-            if left and self._goes_on(action.stage + 1):
-                self._open_list(
-                    unit, offset, action.stage + 1, source, parent, one, left, action.crashes
-                )
+                lists[offset] = self._discover(action, offset, action.stage + 1, offset, one, depth)
+        for place, more in enumerate(further, first):
+            lists[more.offset] += self._discover(
+                action, place, more.stage, more.offset, more.found, depth + more.levels
+            )
+        for offset, opened in enumerate(lists):
+            source, parent = _place(action, offset)
+            if parent is not None:
+                self._lists[parent].open += opened
+                self._close(actions, parent, 1)
             else:
-                below.not_run += left
-                self._close_item(actions, source, parent)
+                self._close_source(actions, source, opened)
         if unit not in self._lists_of:
             actions.append(Release(unit))
         self._outlook.durations[action.stage].add(begun, seconds)
@@ -404,27 +478,73 @@ class Evolution:
         return self.expanded(unit, [Found(lost=True)] * size)
 
     def processed(
-        self, unit: int, *, failed: int = 0, not_run: int = 0, seconds: float = 0.0
+        self,
+        unit: int,
+        *,
+        failed: int = 0,
+        not_run: int = 0,
+        seconds: float = 0.0,
+        further: Sequence[Further] = (),
     ) -> list[Action]:
-        """Answer a `Process`: so many of its items failed or were not run, the rest is done."""
-        action = self._answer_process(unit)
+        """Answer a `Process`: so many of its items failed or were not run, the rest is done.
+
+        Args:
+            unit: the unit.
+            failed: how many failed.
+            not_run: how many were not begun.
+            seconds: what working on them took, all of them together.
+            further: what they have found; its lists are those of the unit, in this order.
+        """
+        action = self._units.get(unit)
+        if not isinstance(action, Process):
+            raise IllegalEvent(f"unit {unit} was answered as a Process, in flight is {action!r}")
         size = action.stop - action.start
         done = size - failed - not_run
         if failed < 0 or not_run < 0 or done < 0:
             raise IllegalEvent(
                 f"unit {unit} of {size} items ended with {failed} failed and {not_run} not run"
             )
+        if further:
+            self._check(unit, [one.found for one in further])
         self._answered(action)
-        tally = self.tallies[self._last]
+        tally = self._items_tally
         tally.done += done
         tally.failed += failed
         tally.not_run += not_run
-        self._outlook.durations[self._last].add(done + failed, seconds)
+        self._items.add(done + failed, seconds)
         actions: list[Action] = []
-        self._close(actions, (action.parent, action.offset), size)
-        if failed:
+        identity = action.parent, action.offset
+        items = self._lists[identity]
+        if further:
+            for place, more in enumerate(further):
+                depth = items.depth + more.levels
+                items.open += self._discover(action, place, more.stage, 0, more.found, depth)
+            if unit not in self._lists_of:
+                actions.append(Release(unit))
+        if items.open > size:
+            items.open -= size
+        else:
+            self._close(actions, identity, size)
+        if failed or further or self._leads_on:
             self._judge()
         return self._fill(actions)
+
+    def add_extra(self, number: int) -> list[Action]:
+        """Ask for something beside the stages; once the run is stopped nothing comes of it."""
+        if self.stopped is None:
+            self._extras.append(number)
+        return self._fill([])
+
+    def extra_ended(self, unit: int, *, failed: bool = False) -> list[Action]:
+        """Answer an `Extra`: it is done, or it has failed."""
+        action = self._units.get(unit)
+        if not isinstance(action, Extra):
+            raise IllegalEvent(f"unit {unit} was answered as an Extra, in flight is {action!r}")
+        self._answered(action)
+        self._extras_failed += failed
+        if failed or self._leads_on:
+            self._judge()
+        return self._fill([])
 
     def crashed(self, unit: int, running: Collection[int] | None = None) -> list[Action]:
         """Answer an `Expand` or a `Process`: its worker died, and with it all that it did.
@@ -438,21 +558,23 @@ class Evolution:
         action = self._units.get(unit)
         if action is None:
             raise IllegalEvent(f"unit {unit} crashed, and is not in flight")
+        if isinstance(action, Extra):
+            return self._extra_crashed(action)
         if running is not None and not set(running) <= set(range(action.start, action.stop)):
             raise IllegalEvent(f"unit {unit} ran {running}, which are not in {action}")
         if self.gives_up(unit, running):
             if isinstance(action, Expand):
                 return self.expansion_lost(unit)
             return self.processed(unit, failed=1)
+        crashes = 0 if unit in self._given else action.crashes
         self._answered(action)
         actions: list[Action] = []
-        if isinstance(action, Expand):
+        if isinstance(action, Expand) and unit not in self._lists_of:
             actions.append(Release(unit))
         parent = None if action.parent < 0 else (action.parent, action.offset)
-        lost = Suspect(
-            action.stage, action.source, parent, action.start, action.stop, action.crashes
-        )
+        lost = Suspect(action.stage, action.source, parent, action.start, action.stop, crashes)
         self._again(actions, lost, running)
+        self._judge()  # what is dropped finds nothing any more
         return self._fill(actions)
 
     def stop(self, reason: str) -> list[Action]:
@@ -460,11 +582,12 @@ class Evolution:
         if self.stopped is not None:
             return []
         self.stopped = reason
+        self._extras.clear()
         actions: list[Action] = []
         for suspect in self._suspects.take_all():
             self._drop(actions, suspect)
         # Deepest first: closing an inner list may close its parents with it.
-        for stage in range(self._last, 0, -1):
+        for stage in range(self._last, -1, -1):
             self._drop_waiting(actions, stage)
         return actions
 
@@ -476,26 +599,36 @@ class Evolution:
             raise IllegalEvent(f"unit {unit} was answered as an Expand, in flight is {action!r}")
         return action
 
-    def _answer_process(self, unit: int) -> Process:
-        action = self._units.get(unit)
-        if not isinstance(action, Process):
-            raise IllegalEvent(f"unit {unit} was answered as a Process, in flight is {action!r}")
-        return action
-
     @property
     def _quarantine(self) -> bool:
         """Whether something has to run alone, or does."""
         return self._alone is not None or bool(self._suspects.single)
 
-    def _answered(self, action: Expand | Process) -> None:
+    def _extra_crashed(self, action: Extra) -> list[Action]:
+        if self.gives_up(action.unit):
+            return self.extra_ended(action.unit, failed=True)
+        self._answered(action)
+        if self.stopped is None:
+            number = action.number
+            lost = Suspect(self._last + 1, number, None, number, number + 1, action.crashes + 1)
+            self._suspects.add(lost, self._last)
+        return self._fill([])
+
+    def _answered(self, action: Expand | Process | Extra) -> None:
         """A unit is not in flight any more."""
-        size = action.stop - action.start
         del self._units[action.unit]
-        self._flying -= size
-        if isinstance(action, Expand):
+        if isinstance(action, Process):
+            self._flying -= action.stop - action.start
+        elif isinstance(action, Expand):
+            size = action.stop - action.start
+            self._flying -= size
             self._kept.discard(action.unit)
             self._expansions -= 1
+            self._given.pop(action.unit, None)
             self._expanding[action.stage] -= size
+        else:
+            self._flying -= 1
+            self._extras_flying -= 1
         if self._alone == action.unit:
             self._alone = None
 
@@ -509,42 +642,120 @@ class Evolution:
 
     def _drop(self, actions: list[Action], suspect: Suspect) -> None:
         """Count as not run what will not run again."""
+        if suspect.stage > self._last:
+            return  # no item of anybody's
         self.tallies[suspect.stage].not_run += suspect.size
         if suspect.parent is None:
-            actions += [SourceDone(position) for position in range(suspect.start, suspect.stop)]
+            self.roots.not_run += suspect.size
+            for position in range(suspect.start, suspect.stop):
+                self._close_source(actions, position, 0)
         else:
             self._close(actions, suspect.parent, suspect.size)
 
+    def _check(self, unit: int, found: Sequence[Found]) -> None:
+        for one in found:
+            if not one.adds_up():
+                raise IllegalEvent(f"unit {unit} found {one}, which does not add up")
+
+    def _count_expansion(self, action: Expand, one: Found) -> None:
+        """Write down how the expansion of one item ended."""
+        tallies = [self.tallies[action.stage]]
+        if action.parent < 0:
+            tallies.append(self.roots)
+        for tally in tallies:
+            if one.lost:
+                tally.failed += 1
+            elif one.skipped:
+                tally.not_run += 1
+            else:
+                tally.done += not one.known
+                tally.resumed += one.known
+        self._expansions_failed += one.lost
+
+    def _depth_of(self, action: Expand | Process) -> int:
+        """How often the last stage has led to what a unit works on."""
+        return self._lists[action.parent, action.offset].depth if action.parent >= 0 else 0
+
+    def _discover(
+        self,
+        action: Expand | Process,
+        place: int,
+        stage: int,
+        offset: int,
+        found: Found,
+        depth: int,
+    ) -> int:
+        """Take in a list that was found, and say how many lists are open by that: one or none.
+
+        Args:
+            action: the unit that found it.
+            place: its place among the lists of that unit.
+            stage: the stage that is to work on it.
+            offset: which of the unit's items gave it.
+            found: what is in it, and what has ended.
+            depth: how often the last stage has led to it.
+        """
+        tally = self.tallies[stage]
+        ended = found.ended - found.repeated
+        if self._max_depth is not None and depth > self._max_depth:
+            self.too_deep += found.size - found.ended
+            taken = ended
+        else:
+            taken = self._take(found.size - found.repeated, ended)
+        self._leads_on = self._leads_on or depth > 0
+        tally.discovered += taken
+        tally.done += ended - found.failed - found.not_run - found.resumed
+        tally.failed += found.failed
+        tally.not_run += found.not_run
+        tally.resumed += found.resumed
+        left = taken - ended
+        if not self._goes_on(stage):
+            tally.not_run += left
+            left = 0
+        if left:
+            # Where a worker died with what gave them, they may have been at work already.
+            crashes = action.crashes if isinstance(action, Expand) else 0
+            source, parent = _place(action, offset)
+            identity = action.unit, place
+            self._open_list(identity, stage, source, parent, found, left, crashes, depth)
+        return bool(left)
+
     def _open_list(
         self,
-        unit: int,
-        offset: int,
+        identity: ListId,
         stage: int,
         source: int,
         parent: ListId | None,
         found: Found,
         left: int,
         crashes: int = 0,
+        depth: int = 0,
     ) -> None:
-        if not left:
-            return
         # Items begin anew: nobody knows whether any of them was at work when the worker died.
         crashes = min(crashes, 1)
-        identity = unit, offset
         ranges = _first(found.ranges(), left)
+        todo = deque() if found.orphaned else deque(ranges)
+        self._lists[identity] = OpenList(
+            stage, source, parent, found.stop, todo, left, crashes, depth
+        )
         if found.orphaned:
-            self._lists[identity] = OpenList(stage, source, parent, found.size, deque(), left)
             for start, stop in ranges:
                 lost = Suspect(stage, source, identity, start, stop, crashes + 1)
                 for part in parts(lost):
                     self._suspects.add(part, self._last)
         else:
-            self._lists[identity] = OpenList(
-                stage, source, parent, found.size, deque(ranges), left, crashes
-            )
-            self._waiting[stage].append(identity)
-            self._waits[stage] += left
+            queue = self._waiting[stage]
+            (queue.appendleft if depth else queue.append)(identity)
+            self._waited(self._lists[identity], left)
+        unit = identity[0]
         self._lists_of[unit] = self._lists_of.get(unit, 0) + 1
+
+    def _waited(self, entry: OpenList, items: int) -> None:
+        """So many more items of a list wait; or fewer, below 0."""
+        self._waits[entry.stage] += items
+        self._all_waits += items
+        if entry.depth and entry.stage < self._last:
+            self._uncounted += items
 
     def _expand(
         self,
@@ -568,16 +779,9 @@ class Evolution:
         self._flying += stop - start
         self._expanding[stage] += stop - start
         self._expansions += 1
-        if self._expansions <= AHEAD * self._threads():
+        if self._expansions <= AHEAD * self._window.busy_threads:
             self._kept.add(action.unit)
         actions.append(action)
-
-    def _close_item(self, actions: list[Action], source: int, parent: ListId | None) -> None:
-        """One item of an expanding stage has ended, with nothing left below it."""
-        if parent is None:
-            actions.append(SourceDone(source))
-        else:
-            self._close(actions, parent, 1)
 
     def _close(self, actions: list[Action], identity: ListId, items: int) -> None:
         """Some items of a list have ended; close what is complete, upwards."""
@@ -593,21 +797,30 @@ class Evolution:
             self._lists_of[unit] -= 1
             if not self._lists_of[unit]:
                 del self._lists_of[unit]
-                actions.append(Release(unit))
+                if unit not in self._units:
+                    actions.append(Release(unit))
             parent, items = entry.parent, 1
-        actions.append(SourceDone(entry.source))
+        self._close_source(actions, entry.source, 0)
+
+    def _close_source(self, actions: list[Action], source: int, opened: int) -> None:
+        """One of what is open right below a source has ended, and has opened so many others."""
+        others = self._forks.pop(source, 0) + opened
+        if others > 1:
+            self._forks[source] = others - 1
+        elif not others:
+            actions.append(SourceDone(source))
 
     def _goes_on(self, stage: int) -> bool:
         """Whether items of a stage are still worked on."""
         return self.stopped is None and (self.limited is None or stage == self._last)
 
-    def _take(self, found: Found) -> int:
+    def _take(self, size: int, ended: int) -> int:
         """Discover items within the limit; what has ended already has been discovered."""
         if self._max_items is None:
-            return found.size
-        known = sum(tally.discovered for tally in self.tallies[1:])
-        taken = max(found.ended, min(found.size, self._max_items - known))
-        if taken < found.size and self.limited is None:
+            return size
+        known = sum(tally.discovered for tally in self.tallies) - self.roots.discovered
+        taken = max(ended, min(size, self._max_items - known))
+        if taken < size and self.limited is None:
             self.limited = f"limits.max_items={self._max_items:,} was reached, and there was more"
             self._limit_due = True
         return taken
@@ -617,7 +830,7 @@ class Evolution:
         actions: list[Action] = []
         for suspect in self._suspects.take_expansions(self._last):
             self._drop(actions, suspect)
-        for stage in range(self._last - 1, 0, -1):
+        for stage in range(self._last - 1, -1, -1):
             self._drop_waiting(actions, stage)
         return actions
 
@@ -629,7 +842,7 @@ class Evolution:
             entry = self._lists[identity]
             left = entry.waiting
             entry.todo.clear()
-            self._waits[stage] -= left
+            self._waited(entry, -left)
             self.tallies[stage].not_run += left
             self._close(actions, identity, left)
 
@@ -640,21 +853,21 @@ class Evolution:
 
     def _expandable(self) -> bool:
         """Whether items of an expanding stage wait."""
-        inner = any(self._waiting[stage] for stage in range(1, self._last))
+        inner = any(self._waiting[: self._last])
         return inner or self._suspects.expands(self._last)
 
     def _room(self) -> int:
         """Items that may still be submitted."""
         window = self._window
         units = window.units
-        if units is not None and self.probing:
-            units = min(units, AHEAD * self._threads())
-        if units is not None and len(self._units) + bool(self._pulling) >= units:
-            return 0
+        if units is not None:
+            if self._items.mean_s is None and self.probing:
+                units = min(units, AHEAD * window.busy_threads)
+            if len(self._units) + (self._pulling > 0) >= units:
+                return 0
         if window.in_flight is not None:
             return window.in_flight - self._flying
-        # A batch that was given stays whole, also where it is larger.
-        return max(LARGEST_UNIT, self._batch or 0)
+        return self._largest_unit
 
     def _fill(self, actions: list[Action]) -> list[Action]:
         """Use the room in the window, by the rules at the top of this file."""
@@ -667,39 +880,40 @@ class Evolution:
             actions += self.stop(why)
         if self.stopped is not None or self.paused:
             return actions
-        if self._quarantine:
-            if self._suspects.single and not self._units:
+        suspects, leaves = self._suspects, self._waiting[self._last]
+        if self._alone is not None or suspects.single:
+            if suspects.single and not self._units:
                 self._alone = self._next_unit
-                self._run_again(actions, self._suspects.single.popleft())
+                self._run_again(actions, suspects.single.popleft())
             return actions
         while (room := self._room()) > 0:
-            if self._start_again(actions, room):
+            if suspects.items or suspects.expansions:
+                if self._start_again(actions, room):
+                    continue
+                if suspects.items:
+                    break  # they wait for room, and nothing takes it from them
+            if self._extras:
+                self._do_extra(actions, self._extras.popleft(), 0)
                 continue
-            if self._suspects.items:
-                break  # they wait for room, and nothing takes it from them
-            leaves = self._waiting[self._last]
-            more = self._expansions + bool(self._pulling) < self._most_expansions(len(leaves))
-            more = more and not self._suspects.expansions
+            expansions = self._expansions + (self._pulling > 0)
+            more = expansions < self._most_expansions(len(leaves)) and not suspects.expansions
+            # Where items of the last stage alone are above the bound there is nothing to look for.
+            inner = self._all_waits - self._waits[self._last]
+            more = more and (inner > 0 or self._all_waits <= self._buffered)
             if more and self._start_expansion(actions, room):
                 continue
             if not leaves or not self._process(actions, leaves, room):
                 break
         return actions
 
-    def _threads(self) -> int:
-        """Threads that the window can keep busy."""
-        window = self._window
-        bounds = (window.threads, window.in_flight, window.units)
-        return max(1, min(bound for bound in bounds if bound is not None))
-
     def _most_probes(self) -> int:
         """Units of items that may be in flight before it is known how long an item takes."""
         # Lists are at different workers, and items where their list is.
-        return max(self._threads(), self._outlook.fan_outs[-1].known)
+        return max(self._window.busy_threads, self._outlook.fan_outs[-1].known)
 
     def _most_expansions(self, lists: int) -> int:
         """Expansions that may be in flight while the items of so many lists wait."""
-        threads = self._threads()
+        threads = self._window.busy_threads
         if not lists:
             return AHEAD * threads if self._window.threads > FEW else LARGEST_UNIT
         if lists >= AHEAD * threads:
@@ -724,23 +938,31 @@ class Evolution:
 
     def _process(self, actions: list[Action], leaves: deque[ListId], room: int) -> bool:
         """Submit the next batch; False if it has to wait for room, so that it stays whole."""
-        if self.probing and len(self._units) - self._expansions >= self._most_probes():
-            return False
+        item_s = self._items.mean_s
+        if item_s is None and self.probing:
+            batches = len(self._units) - self._expansions - self._extras_flying
+            if batches >= self._most_probes():
+                return False
         identity = leaves[0]
         entry = self._lists[identity]
         start, stop = entry.todo[0]
         if self._batch is None:
-            waiting, threads = self._waits[self._last], self._window.threads
-            size = unit_size(self.item_s, waiting, threads, self._ceiling())
+            threads, ceiling = self._window.threads, self._ceiling()
+            size = unit_size(item_s, self._waits[self._last], threads, ceiling)
         else:
             size = self._largest_batch()
-        size = min(size, stop - start)
+        if size > stop - start:
+            size = stop - start
         if size > room:
             return False
-        entry.take(size)
+        if start + size < stop:
+            entry.todo[0] = start + size, stop
+        else:
+            entry.todo.popleft()
+            if not entry.todo:
+                leaves.popleft()
         self._waits[self._last] -= size
-        if not entry.todo:
-            leaves.popleft()
+        self._all_waits -= size
         self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
         return True
 
@@ -758,6 +980,14 @@ class Evolution:
         self._next_unit += 1
         self._units[action.unit] = action
         self._flying += stop - start
+        actions.append(action)
+
+    def _do_extra(self, actions: list[Action], number: int, crashes: int) -> None:
+        action = Extra(self._next_unit, number, crashes)
+        self._next_unit += 1
+        self._units[action.unit] = action
+        self._flying += 1
+        self._extras_flying += 1
         actions.append(action)
 
     def _start_again(self, actions: list[Action], room: int) -> bool:
@@ -783,7 +1013,9 @@ class Evolution:
 
     def _run_again(self, actions: list[Action], one: Suspect) -> None:
         source = one.source if one.parent is not None else one.start
-        if one.stage < self._last:
+        if one.stage > self._last:
+            self._do_extra(actions, one.start, one.crashes)
+        elif one.stage < self._last:
             self._expand(actions, one.stage, source, one.parent, one.start, one.stop, one.crashes)
         elif one.parent is not None:
             self._submit(actions, source, one.parent, one.start, one.stop, one.crashes)
@@ -796,13 +1028,23 @@ class Evolution:
 
     def _may_expand(self, stage: int) -> int:
         """Expansions that may begin: the items that they give are expected to fit."""
-        free = self._buffered - self.waiting
+        free = self._buffered - self._all_waits + self._uncounted
+        if free < 0 and (free := free + self._above_the_bound()) < 0:
+            return 0
         if not any(self._expanding):
-            return 0 if free < 0 else max(1, self._fitting(stage, free))
+            return max(1, self._fitting(stage, free))
         free -= sum(
             number * self._to_wait(other) for other, number in enumerate(self._expanding) if number
         )
         return 0 if free < 0 else self._fitting(stage, free)
+
+    def _above_the_bound(self) -> int:
+        """Room for what stands above the bound at once: the list that is expanded next."""
+        inner = self._all_waits - self._waits[self._last] - self._uncounted
+        if inner <= self._buffered:
+            return 0
+        first = next(queue[0] for queue in reversed(self._waiting[: self._last]) if queue)
+        return self._lists[first].size
 
     def _fitting(self, stage: int, free: int) -> int:
         expected = self._to_wait(stage)
@@ -815,7 +1057,7 @@ class Evolution:
 
     def _start_expansion(self, actions: list[Action], room: int) -> bool:
         """Expand the deepest items that wait, or ask for sources; False if neither may be."""
-        for stage in range(self._last - 1, 0, -1):
+        for stage in range(self._last - 1, -1, -1):
             queue = self._waiting[stage]
             if queue:
                 # Inner items above the bound can only become fewer by being expanded.
@@ -826,7 +1068,7 @@ class Evolution:
                 entry = self._lists[identity]
                 most = min(self._group(stage, self._waits[stage]), may, room)
                 start, stop = entry.take(most)
-                self._waits[stage] -= stop - start
+                self._waited(entry, start - stop)
                 if not entry.todo:
                     queue.popleft()
                 self._expand(actions, stage, entry.source, identity, start, stop, entry.crashes)
@@ -837,7 +1079,7 @@ class Evolution:
         # The places of the expansions to come are taken now, so that nothing else fills them.
         left = None
         if self._sources_known is not None:
-            left = max(1, self._sources_known - self.tallies[0].discovered)
+            left = max(1, self._sources_known - self.roots.discovered)
         count = min(self._group(0, left), may, room)
         self._pulling = count
         self._flying += count
@@ -868,6 +1110,13 @@ class Evolution:
         # Something whose items are worked on elsewhere costs the unit its parse alone.
         here_s = outlook.fan_outs[stage].expected * item_s if here and item_s is not None else 0.0
         return unit_size(parse_s + here_s, left, threads, ceiling)
+
+
+def _place(action: Expand | Process, offset: int) -> tuple[int, ListId | None]:
+    """Source and list of one of the items of a unit; no list for a source."""
+    if action.parent < 0:
+        return action.start + offset, None
+    return action.source, (action.parent, action.offset)
 
 
 def _first(ranges: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ class OpenList:
     todo: deque[tuple[int, int]]  # ranges of items that were not submitted
     open: int  # items that have not ended, with all that came from them
     crashes: int = 0  # a worker died where these items may have been at work already
+    depth: int = 0  # how often the last stage has led here
 
     @property
     def waiting(self) -> int:

@@ -35,7 +35,7 @@ class Suspect:
     """Consecutive items, or sources, that have to run again.
 
     Args:
-        stage: the stage that works on them.
+        stage: the stage that works on them; the one after the last for what is no item.
         source: position of the source that items are from; of the first one, for sources.
         parent: the list that items are in; `None` for sources.
         start: position of the first.
@@ -143,7 +143,7 @@ class Suspects:
         """Put one in its queue; `last` is the stage that processes."""
         if suspect.alone:
             self.single.append(suspect)
-        elif suspect.stage == last:
+        elif suspect.stage >= last:
             self.items.append(suspect)
         else:
             self.expansions.append(suspect)
@@ -159,7 +159,7 @@ class Suspects:
         """Give those that may find further items, and keep the others."""
         found = [*self.expansions, *(one for one in self.single if one.stage < last)]
         self.expansions.clear()
-        self.single = deque(one for one in self.single if one.stage == last)
+        self.single = deque(one for one in self.single if one.stage >= last)
         return found
 
     def take_all(self) -> list[Suspect]:

@@ -46,7 +46,7 @@ def facts(
         reason=reason,
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.story.began)),
         duration_s=duration_s,
-        stopped=run.core.stopped or run.core.limited,
+        stopped=run.core.left_out,
         error=None if error is None else one_line(error_text(error), LINE),
         counts=counts,
         **run.story.facts(),

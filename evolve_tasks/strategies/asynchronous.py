@@ -11,13 +11,14 @@ from typing import Any
 import anyio
 from distributed import Future
 
-from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
+from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
 from evolve_tasks.feeding import Arrival, SourceFeed
-from evolve_tasks.strategies.submitting import IDLE_S, Ended, Submitter, abandon
+from evolve_tasks.strategies.submitting import IDLE_S, Ended, Submitter, abandon, chunk_feed
 from evolve_tasks.workers.calls import ExpandCall, Measure
 from evolve_tasks.workers.nested import PROBING_S
+from evolve_tasks.workers.streaming import Chunk
 
 
 async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Portion, None]:
@@ -31,7 +32,7 @@ async def run_async(run: EvolvingRun, submitter: Submitter) -> AsyncGenerator[Po
     finally:
         sources.cancel()
         if not over:
-            run.leave()
+            run.abandon()
             # Whoever cancels us must not cut this short, or queued work goes on without us.
             with anyio.CancelScope(shield=True):
                 await asyncio.to_thread(abandon, submitter, sources.ended)
@@ -48,6 +49,7 @@ class _Sources:
         self._loop = asyncio.get_running_loop()
         self._feed = SourceFeed(run.sources, self._deliver)
         run.wake = lambda: self._deliver(None)
+        self._chunks = chunk_feed(submitter, run, self._deliver_chunk)
 
     async def portions(self) -> AsyncGenerator[Portion, None]:
         """Bring answers to the core and what it answers to the coroutines."""
@@ -76,12 +78,14 @@ class _Sources:
                 if run.core.paused != paused:
                     await asyncio.to_thread(self._submitter.pause, run.core.paused)
                 continue
-            unit, answer = answered[0], readable(answered[1])
-            portions = run.portions(unit, answer)
-            run.keep()
-            for portion in portions:
-                yield portion
-            self._carry_out(run.tell(unit, answer))
+            for unit, answer in run.complete([(answered[0], readable(answered[1]))]):
+                portions = run.portions(unit, answer)
+                run.keep()
+                for portion in portions:
+                    yield portion
+                self._carry_out(run.tell(unit, answer))
+            for permit in run.permits():
+                await asyncio.to_thread(self._submitter.permit, *permit)
 
     async def _next(self) -> tuple[int, Answer] | BaseException | None:
         while True:
@@ -94,11 +98,17 @@ class _Sources:
     def cancel(self) -> None:
         """End the coroutines that are left."""
         self._feed.close()
+        self._chunks.close()
         for coroutine in self._coroutines:
             coroutine.cancel()
 
     def _deliver(self, arrival: Arrival | None) -> None:
-        news = None if arrival is None else (PULLED, arrival)
+        self._put(None if arrival is None else (PULLED, arrival))
+
+    def _deliver_chunk(self, chunk: Chunk) -> None:
+        self._put((chunk.unit, chunk))
+
+    def _put(self, news: tuple[int, Answer] | None) -> None:
         # The loop may be closed: the run is over, and somebody's source has come late.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._answers.put_nowait, news)
@@ -111,15 +121,19 @@ class _Sources:
                     self._feed.request(most)
                 case Expand() as action:
                     self._start(self._live(action))
-                case Process() as action:
+                case Process() as action if action.parent in self._granted:
                     self._granted[action.parent].put_nowait(action)
+                case Process() as action:  # of what an item has found
+                    self._start(self._work_on(action))
                 case Release(unit):
                     if granted := self._granted.pop(unit, None):
                         granted.put_nowait(None)
                     self._run.released(unit)
                     self._submitter.release(unit)
+                case Extra() as action:
+                    self._start(self._collect(action))
                 case SourceDone(source):
-                    self._run.source_done(source)
+                    todo.extend(self._run.source_done(source))
 
     async def _live(self, action: Expand) -> None:
         """The life of a source: its list, then its items as the window has room for them."""
@@ -144,6 +158,10 @@ class _Sources:
         future = self._submitter.process(action, self._run.process_call(action))
         answer = await self._answer(action.unit, future)
         self._answers.put_nowait((action.unit, answer))
+
+    async def _collect(self, action: Extra) -> None:
+        future = self._submitter.collect(action.unit, self._run.collect_call(action))
+        self._answers.put_nowait((action.unit, await self._answer(action.unit, future)))
 
     async def _answer(self, unit: int, future: Future[Any]) -> Answer:
         loop = asyncio.get_running_loop()

@@ -60,11 +60,12 @@ def choose(
         )
     if on_worker:
         return Choice("nested", "it was called inside a task on a Dask worker")
-    if any(_generates(stage) for stage in stages[:-1]):
+    if any(generates(stage) for stage in stages[:-1]):
         return Choice("nested", "an expanding stage is a generator")
     return Choice("as_completed", "the flow runs on Dask")
 
 
-def _generates(stage: Stage) -> bool:
+def generates(stage: Stage) -> bool:
+    """Whether a stage is a generator, so that it may give items before all are there."""
     function = stage.task.fn if stage.task else stage.function
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Protocol
 
-from evolve_tasks.core.actions import Action, Expand, Process, Pull, Release, SourceDone
+from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
 from evolve_tasks.feeding import Arrival
-from evolve_tasks.workers.calls import ExpandCall, ProcessCall
+from evolve_tasks.workers.calls import CollectCall, ExpandCall, ProcessCall
 
 
 class Carrier(Protocol):
@@ -28,6 +28,10 @@ class Carrier(Protocol):
         """Begin a batch."""
         ...
 
+    def collect(self, action: Extra, call: CollectCall) -> None:
+        """Begin to collect what a source gave."""
+        ...
+
     def release(self, unit: int) -> None:
         """Forget the lists that a unit gave."""
         ...
@@ -42,6 +46,10 @@ class Carrier(Protocol):
 
     def stop(self) -> None:
         """Let nothing begin that has not begun; each unit still gets its answer."""
+        ...
+
+    def permit(self, unit: int, offset: int, number: int) -> None:
+        """Let what gives on the way go on, up to so many items."""
         ...
 
     def pause(self, paused: bool) -> None:
@@ -82,7 +90,11 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
             if run.core.finished:
                 over = True
                 return
-            answers = [(unit, readable(answer)) for unit, answer in refused or carrier.answers()]
+            for permit in run.permits():
+                carrier.permit(*permit)
+            answers = run.complete(
+                (unit, readable(answer)) for unit, answer in refused or carrier.answers()
+            )
             portions = [run.portions(unit, answer) for unit, answer in answers]
             run.keep()
             for (unit, answer), given in zip(answers, portions, strict=True):
@@ -94,7 +106,9 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
                 todo.extend(run.core.waited())
     finally:
         if not over:
-            run.leave()
+            run.abandon()
+            for permit in run.permits():
+                carrier.permit(*permit)
             carrier.abandon()
         carrier.close()
 
@@ -117,6 +131,8 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
             case Release(unit):
                 run.released(unit)
                 carrier.release(unit)
+            case Extra() as action:
+                carrier.collect(action, run.collect_call(action))
             case SourceDone(source):
-                run.source_done(source)
+                todo.extend(run.source_done(source))
     return refused

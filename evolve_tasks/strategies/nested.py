@@ -17,6 +17,7 @@ from evolve_tasks.core.window import Window
 from evolve_tasks.evolving import EvolvingRun, failure_budget
 from evolve_tasks.options import EvolveOptions
 from evolve_tasks.stages import Stage
+from evolve_tasks.strategies.choice import generates
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.strategies.submitting import FutureCarrier, Submitter
 from evolve_tasks.workers.calls import ExpandCall
@@ -66,8 +67,12 @@ def flow_sends_items(options: EvolveOptions, stages: Sequence[Stage]) -> str | N
     source keeps to itself until its end would be done again. And a source that waits for its
     items holds the resources that its stage takes, which they may need. With more than two
     stages each level would hold its own window open: the flow sees all levels, and bounds them
-    together. So it does where the items of the whole run are bounded.
+    together. So it does where the items of the whole run are bounded, or compared.
     """
+    if any(map(generates, stages[:-1])):
+        return "what a generator gives on its way is handed out by the flow"
+    if options.unique:
+        return "unique=True compares the items of all sources"
     if options.limits.max_items is not None:
         return "limits.max_items bounds the items of all sources together"
     if len(stages) > 2:
@@ -94,8 +99,9 @@ class _NestedCarrier(FutureCarrier):
         self._sends_items = flow_sends_items(run.options, run.stages)
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
-        if action.crashes or self._sends_items:
-            # The run itself sends its items: they must not be lost with their source again.
+        if action.crashes or action.parent >= 0 or self._sends_items:
+            # The run itself sends its items: they must not be lost with their source again, and
+            # it knows best what was found on the way.
             super().expand(action, call)
             return
         ledger, threads = self._run.ledger, self._threads

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect.context import SyncClientContext
 
-from evolve_tasks.core.actions import Expand, Process
+from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.batching import TARGET_S
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
@@ -21,6 +21,7 @@ from evolve_tasks.feeding import take_one
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.workers.bound import SIGNALS
 from evolve_tasks.workers.calls import (
+    CollectCall,
     ExpandCall,
     Expansion,
     Part,
@@ -103,9 +104,15 @@ class _InTurn:
 
     def process(self, action: Process, call: ProcessCall) -> None:
         def answer() -> Answer:
-            return self._runtime.process(call, self._part(action, call.part))
+            given = None if call.items is None else call.items.value()
+            return self._runtime.process(
+                call, self._part(action, call.part) if given is None else given
+            )
 
         self._due.append((action.unit, answer))
+
+    def collect(self, action: Extra, call: CollectCall) -> None:
+        self._due.append((action.unit, lambda: self._runtime.collect(call)))
 
     def _part(self, action: Expand | Process, part: Part) -> Sequence[Any]:
         items: Sequence[Any] = self._expansions[action.parent].lists[part.offset]
@@ -124,6 +131,9 @@ class _InTurn:
 
     def stop(self) -> None:
         """Nothing to tell: the runtime asks the core before each item."""
+
+    def permit(self, unit: int, offset: int, number: int) -> None:
+        """Nobody gives on the way: one thing comes after another."""
 
     def pause(self, paused: bool) -> None:
         """Nothing to tell: what is due has begun, as far as anybody can see."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
 import distributed
-from distributed import Client, Future
+from distributed import Client, Future, Queue
 
 from evolve_tasks.context import register
-from evolve_tasks.core.actions import Expand, Process
+from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
 from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
 from evolve_tasks.feeding import Arrival, SourceFeed
@@ -22,6 +23,7 @@ from evolve_tasks.stages import Stage
 from evolve_tasks.strategies.serving import Serving, address_of
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
+    CollectCall,
     ExpandCall,
     Measure,
     NestedResult,
@@ -42,6 +44,7 @@ from evolve_tasks.workers.plugin import (
     stop_name,
 )
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
+from evolve_tasks.workers.streaming import Chunk, chunks_name, forget_queues, permits_name
 from evolve_tasks.workers.transport import Packed
 from evolve_tasks.workers.watch import RunWatch, watch_name
 
@@ -81,6 +84,8 @@ class Submitter:
         self._sizes: dict[int, int] = {}
         self._calls: dict[int, tuple[ExpandCall, int]] = {}  # and whose list it expands
         self._orphans: dict[tuple[int, int], list[Orphans]] = {}
+        self._permits: dict[int, Queue] = {}
+        self.streamed = False  # something may be given on the way
         self._again = 0
         self._marked = False
         self._stopped = False
@@ -111,8 +116,11 @@ class Submitter:
 
     def _unpicklable(self) -> Iterator[str]:
         functions = {stage.name: stage.function for stage in self._stages}
-        if self._spec.label is not None:
-            functions["label="] = self._spec.label
+        if self._spec.collect is not None:
+            functions["collect="] = self._spec.collect.function
+        for name in ("label", "key"):
+            if (function := getattr(self._spec, name)) is not None:
+                functions[f"{name}="] = function
         for name, function in functions.items():
             try:
                 Packed.of(function)
@@ -135,6 +143,8 @@ class Submitter:
             return
         if self._marked:
             forget_marks_from(self.client, self._run)
+        if self.streamed:
+            self.client.run_on_scheduler(forget_queues, run=self._run)
         with suppress(ValueError):  # it has cleared up by itself, when our connection broke
             self.client.unregister_scheduler_plugin(watch_name(self._run))
         self.client.unregister_worker_plugin(plugin_name(self._run))
@@ -170,30 +180,25 @@ class Submitter:
         )
 
     def process(self, action: Process, call: ProcessCall) -> Future[Any]:
-        """Submit a batch of a list that stays on the workers, or that was given back."""
+        """Submit a batch of a list that stays on the workers, or that the flow has."""
         stage = self._stages[call.stage]
         for orphans in self._orphans.get((action.parent, action.offset), ()):
             if orphans.start <= call.part.start < orphans.stop:
                 known = orphans.items.value()
                 items = known[call.part.start - orphans.start : call.part.stop - orphans.start]
-                return self._submit(
-                    stage,
-                    action.unit,
-                    units.process_items,
-                    self._run,
-                    call,
-                    Packed.of(items),
-                    priority=PROCESS,
-                )
-        found = self._part(action.unit, action.parent, call.part)
+                call = replace(call, items=Packed.of(items))
+        found = []
+        if call.items is None:
+            found.append(self._part(action.unit, action.parent, call.part))
         return self._submit(
-            stage,
-            action.unit,
-            units.process,
-            self._run,
-            call,
-            found,
-            priority=PROCESS,
+            stage, action.unit, units.process, self._run, call, *found, priority=PROCESS
+        )
+
+    def collect(self, unit: int, call: CollectCall) -> Future[Any]:
+        """Submit the collection of what a source gave."""
+        assert self._spec.collect is not None, "it was asked for"
+        return self._submit(
+            self._spec.collect, unit, units.collect, self._run, call, priority=PROCESS
         )
 
     def _part(self, unit: int, parent: int, part: Part) -> Future[Any]:
@@ -253,11 +258,20 @@ class Submitter:
         """Let the workers forget the lists that a unit gave."""
         self._sizes.pop(unit, None)
         self._calls.pop(unit, None)
+        self._permits.pop(unit, None)
         for key in [key for key in self._orphans if key[0] == unit]:
             del self._orphans[key]
         future = self._expansions.pop(unit, None)
         if future is not None:
             future.release()
+
+    def permit(self, unit: int, offset: int, number: int) -> None:
+        """Tell a unit that gives on the way how far it may go."""
+        if self.client.status != "running":
+            return
+        if unit not in self._permits:
+            self._permits[unit] = Queue(permits_name(self._run, unit), client=self.client)
+        self._permits[unit].put((offset, number))
 
     def stop(self) -> None:
         """Leave a mark on the workers, at which queued units end unrun."""
@@ -338,7 +352,7 @@ class Ended:
     """Futures under way, and those of them that have ended, in the order in which they did."""
 
     def __init__(self) -> None:
-        self._news: SimpleQueue[tuple[int, Future[Any] | Arrival | None]] = SimpleQueue()
+        self._news: SimpleQueue[tuple[int, Future[Any] | Arrival | Chunk | None]] = SimpleQueue()
         self._under_way: dict[int, Future[Any]] = {}
 
     def add(self, unit: int, future: Future[Any]) -> None:
@@ -350,21 +364,25 @@ class Ended:
         """Wake who waits, with sources that have come or with nothing."""
         self._news.put((PULLED, arrival))
 
+    def tell_chunk(self, chunk: Chunk) -> None:
+        """Wake who waits, with items that have come on the way."""
+        self._news.put((chunk.unit, chunk))
+
     def wait(
         self, timeout_s: float | None = None
-    ) -> tuple[list[tuple[int, Future[Any]]], list[Arrival]]:
-        """Wait for news and give all there are: futures that have ended, and arrivals.
+    ) -> tuple[list[tuple[int, Future[Any]]], list[tuple[int, Answer]]]:
+        """Wait for news and give all there are: futures that have ended, and what else came.
 
         Both are empty when time is over, or when somebody was to be woken.
         """
         futures: list[tuple[int, Future[Any]]] = []
-        arrivals: list[Arrival] = []
+        arrivals: list[tuple[int, Answer]] = []
         try:
             news = self._news.get(timeout=timeout_s)
             while True:
                 unit, what = news
-                if isinstance(what, Arrival):
-                    arrivals.append(what)
+                if isinstance(what, Arrival | Chunk):
+                    arrivals.append((unit, what))
                 elif what is not None:
                     self._under_way.pop(unit, None)
                     futures.append((unit, what))
@@ -390,6 +408,7 @@ class FutureCarrier:
         self.ended = Ended()
         self._feed = SourceFeed(run.sources, self.ended.tell)
         run.wake = lambda: self.ended.tell(None)
+        self._chunks = chunk_feed(submitter, run, self.ended.tell_chunk)
 
     def pull(self, most: int) -> None:
         self._feed.request(most)
@@ -408,6 +427,9 @@ class FutureCarrier:
     def process(self, action: Process, call: ProcessCall) -> None:
         self.ended.add(action.unit, self.submitter.process(action, call))
 
+    def collect(self, action: Extra, call: CollectCall) -> None:
+        self.ended.add(action.unit, self.submitter.collect(action.unit, call))
+
     def release(self, unit: int) -> None:
         self.submitter.release(unit)
 
@@ -415,7 +437,7 @@ class FutureCarrier:
         ended, arrivals = self.ended.wait(PROBING_S if self._run.core.probing else IDLE_S)
         if not (ended or arrivals) and self.ended.under_way():
             self.submitter.require_workers(self.ended.under_way())
-        answers: list[tuple[int, Answer]] = [(PULLED, arrival) for arrival in arrivals]
+        answers = arrivals
         if not ended:
             return answers
         taken = self.submitter.take([future for _, future in ended])
@@ -433,11 +455,59 @@ class FutureCarrier:
     def pause(self, paused: bool) -> None:
         self.submitter.pause(paused)
 
+    def permit(self, unit: int, offset: int, number: int) -> None:
+        self.submitter.permit(unit, offset, number)
+
     def close(self) -> None:
         self._feed.close()
+        self._chunks.close()
 
     def abandon(self) -> None:
         abandon(self.submitter, self.ended)
+
+
+class ChunkFeed:
+    """Takes what stages give on the way from the scheduler, in a thread of its own.
+
+    Args:
+        client: the client of the run.
+        name: name of the queue on which it comes.
+        deliver: called with each chunk, in that thread.
+    """
+
+    def __init__(self, client: Client, name: str, deliver: Callable[[Chunk], None]) -> None:
+        self._client = client
+        self._queue = Queue(name, client=client)
+        self._deliver = deliver
+        self._closed = False
+        threading.Thread(target=self._run, name="evolve-chunks", daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._closed = True
+        if self._client.status == "running":
+            self._queue.put(())  # a limit to its waiting would write errors to the scheduler's log
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                chunk = self._queue.get()
+            except Exception:
+                return  # the client is closed, or the scheduler gone: the run hears of that, too
+            if chunk:
+                self._deliver(Chunk(*chunk))
+
+
+def chunk_feed(
+    submitter: Submitter, run: EvolvingRun, deliver: Callable[[Chunk], None]
+) -> ExitStack:
+    """Take what stages give on the way, where one does; to be closed."""
+    stack = ExitStack()
+    if run.streams.stages:
+        submitter.streamed = True
+        feed = ChunkFeed(submitter.client, chunks_name(run.run), deliver)
+        stack.callback(feed.close)
+    return stack
 
 
 def abandon(submitter: Submitter, ended: Ended) -> None:

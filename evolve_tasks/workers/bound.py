@@ -20,6 +20,7 @@ from prefect.exceptions import ExternalSignal, PrefectSignal
 from prefect.results import get_result_store
 from prefect.utilities.engine import should_log_prints
 
+from evolve_tasks.more import More
 from evolve_tasks.stages import Stage, as_items
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
@@ -53,6 +54,7 @@ class BoundStage:
         signals: exceptions that are not caught.
         threads: where a task with a time limit runs.
         most_items: items that are wanted of an expanding stage; `None` for all.
+        spread: it is called with several arguments, which come as one tuple.
     """
 
     def __init__(
@@ -61,8 +63,11 @@ class BoundStage:
         signals: tuple[type[BaseException], ...],
         threads: TimedThreads,
         most_items: int | None = None,
+        *,
+        spread: bool = False,
     ) -> None:
         self.stage = stage
+        self._spread = spread
         self._gather = partial(gather, most=most_items)
         self.task = stage.task
         self._signals = signals
@@ -83,9 +88,21 @@ class BoundStage:
         value = unwrapped(value)
         if not self.stage.last:
             value = as_items(self.stage.name, value, self._gather)
+        elif isinstance(value, More):
+            value = self._further(value)
         elif isinstance(value, Generator):
             value = list(value)
         return value
+
+    def _further(self, more: More) -> More:
+        """Check what a result leads to."""
+        name, last = self.stage.name, self.stage.position
+        if not isinstance(more.stage, int) or not 0 <= more.stage <= last:
+            raise ValueError(
+                f"{name} returned More(…, stage={more.stage!r}): the stages of this run are 0 to "
+                f"{last}"
+            )
+        return More(more.value, as_items(f"{name}, in More,", more.items, self._gather), more.stage)
 
     def check_alone(self, value: Any) -> Any:
         """The same, and whether it can travel: for a value that is a task run of its own."""
@@ -97,7 +114,7 @@ class BoundStage:
         """Call the function alone."""
         with kept() as here:
             try:
-                value = self.function(item)
+                value = self.function(*self._arguments(item))
                 if inspect.iscoroutine(value):
                     value = run_coroutine(value)
                 value = self.check(value)
@@ -108,6 +125,9 @@ class BoundStage:
             except BaseException as error:
                 return Ran(self._before(here), error=error)
         return Ran(value=value)
+
+    def _arguments(self, item: Any) -> tuple[Any, ...]:
+        return item if self._spread else (item,)
 
     def _before(self, here: Kept) -> list[Any]:
         """What an expanding stage had given before it failed, if it can travel."""
@@ -131,7 +151,7 @@ class BoundStage:
         with kept() as here:
             try:
                 # The engines leave context variables behind in async runs; a copy takes them along.
-                value = copy_context().run(run, self.task, item, task_run)
+                value = copy_context().run(run, self.task, self._arguments(item), task_run)
             except self._signals:
                 raise
             except BaseException as error:

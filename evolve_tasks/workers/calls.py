@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from dask.sizeof import sizeof
 from prefect import Task
 
+from evolve_tasks.naming import LABEL, one_line
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.transport import Packed
@@ -31,6 +32,9 @@ class RunSpec:
         label: gives an item its short name; `None`: its position is its name.
         importance: its priority beside other runs on the cluster.
         most_items: items that are wanted of the run; `None` for all.
+        unique: the flow wants to know what stands for each item that is found.
+        key: what makes two items the same then; `None`: they are compared themselves.
+        collect: what is called with each source that has ended; `None` for nothing.
     """
 
     run: str
@@ -44,6 +48,9 @@ class RunSpec:
     label: Callable[[Any], Any] | None = None
     importance: int = 0
     most_items: int | None = None
+    unique: bool = False
+    key: Callable[[Any], Any] | None = None
+    collect: Stage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class SourceCall:
         run_id: id of the task run that records it alone, and name space of its items' ids.
         known: a journal has all of it, and there is nothing to do.
         inner: positions from the source down to it; empty for the source itself.
+        depth: how often the last stage has led to it.
     """
 
     position: int
@@ -63,6 +71,7 @@ class SourceCall:
     run_id: UUID
     known: bool = False
     inner: tuple[int, ...] = ()
+    depth: int = 0
 
     @property
     def index(self) -> tuple[int, ...]:
@@ -70,13 +79,18 @@ class SourceCall:
         return self.position, *self.inner
 
     def item(self, position: int) -> SourceCall:
-        """One of its items, as something that is expanded further."""
+        """One of its items, as something that gives items in turn."""
         return SourceCall(
             self.position,
-            f"{self.label} {position}",
+            one_line(f"{self.label} {position}", LABEL),
             item_run_id(self.run_id, position),
             inner=(*self.inner, position),
+            depth=self.depth,
         )
+
+    def deeper(self) -> SourceCall:
+        """The same, as what has led to further items."""
+        return replace(self, depth=self.depth + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,23 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamCall:
+    """How items go to the flow while the stage still yields.
+
+    Args:
+        unit: the unit that expands.
+        allowance: how many items each source may give before the flow says how it goes on.
+        given: how many items of each source the flow has already, as a worker has died since.
+        digests: the digests of those.
+    """
+
+    unit: int
+    allowance: int
+    given: tuple[int, ...]
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExpandCall:
     """Run an expanding stage on some sources, or on some items of an outer stage.
 
@@ -128,6 +159,7 @@ class ExpandCall:
         recording: what Prefect sees of it.
         crashes: workers that died with it.
         part: where the items are that are expanded; `None` for sources.
+        stream: how items are sent before all are there; `None` if they wait for that.
     """
 
     stage: int
@@ -137,6 +169,7 @@ class ExpandCall:
     recording: Recording
     crashes: int = 0
     part: Part | None = None
+    stream: StreamCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +182,7 @@ class ProcessCall:
         part: where they are.
         recording: what Prefect sees of it.
         crashes: workers that died with them.
+        items: the items themselves, as a packed list; `None` where they stay on a worker.
     """
 
     stage: int
@@ -156,6 +190,46 @@ class ProcessCall:
     part: Part
     recording: Recording
     crashes: int = 0
+    items: Packed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectCall:
+    """Collect what a source gave.
+
+    Args:
+        source: the source.
+        given: what the function is called with, as a packed tuple.
+        recording: what Prefect sees of it.
+        crashes: workers that died with it.
+    """
+
+    source: SourceCall
+    given: Packed
+    recording: Recording
+    crashes: int = 0
+
+    @property
+    def run_id(self) -> UUID:
+        """Id of its task run."""
+        return uuid5(self.source.run_id, "collect")
+
+
+@dataclass(slots=True)
+class Collected:
+    """How a source was collected.
+
+    Args:
+        value: what the function returned, packed.
+        failure: why it returned nothing, if it failed.
+        recorded: it has a task run of its own.
+        span: when and where it ran.
+    """
+
+    value: Packed
+    failure: Failure | None
+    recorded: bool
+    span: Span
 
 
 def item_run_id(source_run_id: UUID, position: int) -> UUID:
@@ -174,6 +248,23 @@ class Span:
 
 
 @dataclass(slots=True)
+class Discovery:
+    """Items that items of the last stage have found for one stage.
+
+    Args:
+        stage: the stage that is to work on them.
+        owners: position of each item that found some, and how many it found; in order.
+        items: all of them, as a packed list.
+        keys: what stands for each, where they are compared.
+    """
+
+    stage: int
+    owners: list[tuple[int, int]]
+    items: Packed
+    keys: bytes = b""
+
+
+@dataclass(slots=True)
 class SourceEnd:
     """How the expansion of one source ended.
 
@@ -187,6 +278,9 @@ class SourceEnd:
         recorded: positions of those that have a task run.
         has_run: the source has a task run of its own.
         token: what its items are known by in a journal, if there is one.
+        keys: what stands for each of its items, where they are compared.
+        discoveries: what items that were worked on have found.
+        given: items that were sent before, and are not among `size`.
     """
 
     size: int = 0
@@ -198,6 +292,9 @@ class SourceEnd:
     recorded: list[int] = field(default_factory=list)
     has_run: bool = False
     token: str = ""
+    keys: bytes = b""
+    discoveries: list[Discovery] = field(default_factory=list)
+    given: int = 0
 
 
 @dataclass(slots=True)
@@ -261,6 +358,7 @@ class BatchResult:
         unit_recorded: the batch was a task run.
         worked_s: seconds that its items took, without what surrounds them.
         span: when and where it ran.
+        discoveries: what its items have found.
     """
 
     values: Packed
@@ -270,6 +368,7 @@ class BatchResult:
     unit_recorded: bool
     worked_s: float
     span: Span
+    discoveries: list[Discovery] = field(default_factory=list)
 
 
 @dataclass(slots=True)

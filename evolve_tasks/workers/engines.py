@@ -37,17 +37,17 @@ R = TypeVar("R")
 Check = Callable[[Any], Any]
 
 
-def call_parameters(task: Task[..., Any], item: Any) -> dict[str, Any]:
-    """Bind an item to the task's first parameter, untouched by Prefect.
+def call_parameters(task: Task[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Bind arguments to the task's first parameters, untouched by Prefect.
 
-    `quote` keeps Prefect from walking through the item in search of futures and states.
+    `quote` keeps Prefect from walking through them in search of futures and states.
     """
-    return get_call_parameters(task.fn, (quote(item),), {})
+    return get_call_parameters(task.fn, tuple(map(quote, arguments)), {})
 
 
 def run_task(
     task: Task[..., Any],
-    item: Any,
+    arguments: tuple[Any, ...],
     task_run: TaskRun,
     *,
     check: Check,
@@ -55,14 +55,14 @@ def run_task(
     plain: bool,
     threads: TimedThreads,
 ) -> Any:
-    """Run a task on an item, with everything that the task asks for.
+    """Run a task, with everything that the task asks for.
 
     A delay between two attempts is slept through where the item runs: the rest of its batch
     waits, and so does the thread of the worker.
 
     Args:
         task: the task.
-        item: the item.
+        arguments: what it is called with: an item, as a rule.
         task_run: the task run that it is; where it is not recorded, the one whose page gets
             the logs.
         check: looks at what the task returns, and may replace or refuse it. It is called by
@@ -78,7 +78,7 @@ def run_task(
     Raises:
         Exception: what the task raised when its retries were used up.
     """
-    parameters = call_parameters(task, item)
+    parameters = call_parameters(task, arguments)
     if task.isasync:
         kind = _BriefAsyncEngine if recorded else _QuietAsyncEngine
         engine = kind(task=task, parameters=parameters, task_run=task_run)

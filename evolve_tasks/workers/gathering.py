@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from evolve_tasks.workers.streaming import Stream
+
 
 @dataclass(slots=True)
 class Kept:
@@ -16,6 +18,7 @@ class Kept:
     items: list[Any] = field(default_factory=list)
 
 
+_stream: ContextVar[Stream | None] = ContextVar("evolve_stream", default=None)
 _kept: ContextVar[Kept | None] = ContextVar("evolve_kept", default=None)
 
 
@@ -52,6 +55,11 @@ def gather(source: Iterable[Any], most: int | None) -> list[Any]:
     Returns:
         The items. One too many says that there were more.
     """
+    if (stream := _begun()) is not None:
+        for number, item in enumerate(source, 1):
+            if not stream.took(item) or (most is not None and number > most):
+                break
+        return stream.finish()
     items = _fresh()
     for item in source:
         items.append(item)
@@ -62,12 +70,40 @@ def gather(source: Iterable[Any], most: int | None) -> list[Any]:
 
 async def gather_async(source: AsyncIterable[Any], most: int | None) -> list[Any]:
     """Do what `gather` does with an async iterable."""
+    if (stream := _begun()) is not None:
+        number = 0
+        async for item in source:
+            number += 1
+            if not stream.took(item) or (most is not None and number > most):
+                break
+        return stream.finish()
     items = _fresh()
     async for item in source:
         items.append(item)
         if most is not None and len(items) > most:
             break
     return items
+
+
+@contextmanager
+def streamed(stream: Stream) -> Iterator[None]:
+    """Let what is gathered in the block be sent while it still comes."""
+    token = _stream.set(stream)
+    try:
+        yield
+    finally:
+        _stream.reset(token)
+
+
+def _begun() -> Stream | None:
+    """The stream of what is about to be gathered, at its beginning; `None` if it has none."""
+    stream = _stream.get()
+    if stream is None or not stream.fits_here:
+        return None
+    stream.restart()
+    if (here := _kept.get()) is not None:
+        here.items = stream.unsent
+    return stream
 
 
 def _fresh() -> list[Any]:

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from distributed import Client, Future, KilledWorker, get_client, get_worker
 
@@ -97,7 +97,8 @@ class _Children:
         self.unseen = 0
         self.orphans: list[Orphans] = []
         self._plugins = get_worker().plugins
-        self._ended: SimpleQueue[tuple[Process, ProcessCall, Future[Any]]] = SimpleQueue()
+        # What has ended: the batch, its task run, and the future of its result.
+        self._ended: SimpleQueue[tuple[Process, UUID | None, Future[Any]]] = SimpleQueue()
 
     def run(self) -> list[NestedBatch]:
         batches: list[NestedBatch] = []
@@ -126,7 +127,9 @@ class _Children:
             glimpse = Glimpse(self._run, position, tally.discovered, tally.done, tally.failed)
             due_s = glimpses.show(glimpse)
             try:
-                action, sent, future = self._ended.get(timeout=PROBING_S if core.probing else due_s)
+                action, run_id, future = self._ended.get(
+                    timeout=PROBING_S if core.probing else due_s
+                )
             except Empty:
                 todo += core.waited() if core.probing else ()
                 continue
@@ -138,9 +141,7 @@ class _Children:
                 continue
             if batch.not_run:
                 core.stop("the run was stopped")
-            batches.append(
-                NestedBatch(action.offset, action.start, action.stop, sent.recording.unit, batch)
-            )
+            batches.append(NestedBatch(action.offset, action.start, action.stop, run_id, batch))
             todo += core.processed(
                 action.unit,
                 failed=len(batch.failures),
@@ -177,13 +178,12 @@ class _Children:
                 unit=uuid4() if seen else None,
                 upstream=expand.recording.unit or source.run_id,
             ),
+            items=Packed.of(self._expansion.lists[action.offset][action.start : action.stop]),
         )
-        items = self._expansion.lists[action.offset][action.start : action.stop]
         future = self._client.submit(
-            units.process_items,
+            units.process,
             self._run,
             call,
-            Packed.of(items),
             key=(
                 f"{self._stage.name}-{self._run}",
                 source.position,
@@ -194,7 +194,8 @@ class _Children:
             resources=self._resources,
             pure=False,
         )
-        future.add_done_callback(lambda ended: self._ended.put((action, call, ended)))
+        run_id = call.recording.unit
+        future.add_done_callback(lambda ended: self._ended.put((action, run_id, ended)))
 
     def _take(self, action: Process, future: Future[Any]) -> BatchResult | None:
         """The result of a batch; `None` if its worker died with it."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
+from distributed import get_worker
 from distributed.protocol.pickle import dumps, loads
 
 from evolve_tasks.journal import items_token
@@ -21,6 +22,9 @@ from evolve_tasks.stages import Stage
 from evolve_tasks.workers.bound import BoundStage, Ran, UnitContext
 from evolve_tasks.workers.calls import (
     BatchResult,
+    CollectCall,
+    Collected,
+    Discovery,
     ExpandCall,
     Expansion,
     Measure,
@@ -33,10 +37,14 @@ from evolve_tasks.workers.calls import (
     item_run_id,
 )
 from evolve_tasks.workers.context import tracking_alone
+from evolve_tasks.workers.discoveries import taken_apart
 from evolve_tasks.workers.engines import record_failure
 from evolve_tasks.workers.failing import after_some, failure_from
+from evolve_tasks.workers.gathering import streamed
+from evolve_tasks.workers.keys import keys_of
 from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks, number_of
 from evolve_tasks.workers.prints import prints_heard
+from evolve_tasks.workers.streaming import Flusher, Line, Stream
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
     NOTHING,
@@ -59,6 +67,8 @@ class _Expanded:
     parse_s: float = 0.0
     worked_on: list[Ran] | None = None
     inline_s: float = 0.0
+    given: int = 0  # items that were sent on the way
+    cut: bool = False  # and then the run was stopped
 
 
 class Runtime:
@@ -86,10 +96,12 @@ class Runtime:
         self.spec = spec
         self._marks = marks
         self.stopped = stopped
+        self._keys_of = partial(keys_of, spec.key) if spec.unique else None
         self._template = template
         self._place = place
         # Whether a task can be called alone depends on the flow run's context.
         self._threads = TimedThreads()
+        self._flusher = Flusher()
         self._stack = ExitStack()
         self._stack.enter_context(prints_heard())
         self._bound = template.copy().run(
@@ -97,6 +109,12 @@ class Runtime:
                 BoundStage(stage, signals, self._threads, spec.most_items) for stage in spec.stages
             ]
         )
+        if spec.collect is not None:
+            self._bound.append(
+                template.copy().run(
+                    partial(BoundStage, spec.collect, signals, self._threads, spread=True)
+                )
+            )
 
     def expand(self, call: ExpandCall, items: Sequence[Any]) -> Expansion:
         """Run an expanding stage on each of some sources, or of some items."""
@@ -108,6 +126,10 @@ class Runtime:
         self._mark(call.source, call.part.start)
         return self._in_context(self._process, call, items)
 
+    def collect(self, call: CollectCall) -> Collected:
+        """Call what collects the results of a source."""
+        return self._in_context(self._collect, call)
+
     def open_run(self, stage: int, label: str) -> OpenRun:
         """Begin a task run that units may belong to, under the name of a stage's task."""
         task = self._bound[stage].task
@@ -116,6 +138,7 @@ class Runtime:
 
     def close(self) -> None:
         """End the threads that it keeps for tasks with a time limit."""
+        self._flusher.close()
         self._threads.close()
         self._stack.close()
 
@@ -142,9 +165,10 @@ class Runtime:
         lists: list[Any] = []
         inline: list[tuple[SourceCall, list[Ran], Any]] = []
         for source, one in zip(call.sources, ended, strict=True):
-            end = SourceEnd(skipped=one.ran is None)
+            end = SourceEnd(skipped=one.ran is None or one.cut, given=one.given)
             items: Any = ()
             if one.ran is not None:
+                self._compare(end, one.ran)
                 end.has_run = bound.task is not None and call.recording.each
                 if one.ran.error is None:
                     end.size, items = len(one.ran.value), one.ran.value
@@ -154,14 +178,15 @@ class Runtime:
                     end.failure = self._failed(bound, source.index, one.item, one.ran)
                     items = one.ran.value or ()
                     end.size = len(items)
-                    if end.size:
-                        end.failure = after_some(end.failure, end.size)
+                    if end.given + end.size:
+                        end.failure = after_some(end.failure, end.given + end.size)
                     if self._needs_own_run(bound, call.recording):
                         error = one.ran.error
                         upstream = call.recording.upstream
                         self._record_failure(bound, source.run_id, source.label, upstream, error)
                         end.has_run = True
             if one.worked_on is not None:
+                end.discoveries = self._discoveries(one.worked_on, 0)
                 inline.append((source, one.worked_on, items))
                 end.ended = len(items)
                 end.not_run = len(items) - len(one.worked_on)
@@ -178,13 +203,27 @@ class Runtime:
         )
         return Expansion(lists, measure)
 
+    def _compare(self, end: SourceEnd, ran: Ran) -> None:
+        """Note what stands for each item that was found, where they are compared."""
+        if self._keys_of is None or not ran.value:
+            return
+        try:
+            end.keys = self._keys_of(ran.value)
+        except Exception as error:
+            ran.value, ran.error = None, ran.error or error
+
+    def _discoveries(self, ended: list[Ran], start: int) -> list[Discovery]:
+        """Leave results that can travel, and give what they lead to."""
+        _refuse_unpicklable(self.spec.stages[-1].name, ended)
+        return taken_apart(ended, start, self._keys_of)
+
     def _each(self, call: ExpandCall, given: Sequence[Any]) -> list[_Expanded]:
         """Expand each source, and work on short lists at once."""
         bound = self._bound[call.stage]
         here = self._bound[call.stage + 1] if call.inline else None
         ended: list[_Expanded] = []
         failed = False
-        for source, item in zip(call.sources, given, strict=True):
+        for offset, (source, item) in enumerate(zip(call.sources, given, strict=True)):
             if failed or source.known or self.stopped():
                 ended.append(_Expanded(item))
                 continue
@@ -193,8 +232,14 @@ class Runtime:
             ended.append(one)
             begun = time.perf_counter()
             self._mark(source, SOURCE_ITSELF)
-            with UnitContext(bound, call.recording, source.run_id, name) as unit:
+            with (
+                UnitContext(bound, call.recording, source.run_id, name) as unit,
+                self._streamed(call, offset) as stream,
+            ):
                 one.ran = ran = unit.run(item, source.run_id, name)
+            if stream is not None and stream.streams:
+                one.given, one.cut = stream.given, stream.cut
+                ran.value = []
             one.parse_s = time.perf_counter() - begun
             if ran.error is not None:
                 failed = self.spec.fail_fast
@@ -208,6 +253,24 @@ class Runtime:
                 )
         return ended
 
+    @contextmanager
+    def _streamed(self, call: ExpandCall, offset: int) -> Iterator[Stream | None]:
+        """Send what one of a unit's items gives while it still gives, if that was asked for."""
+        if call.stream is None:
+            yield None
+            return
+        # As get_client() does, which other threads cannot call.
+        line = Line(self.spec.run, call.stream.unit, get_worker()._get_client)
+        name = self.spec.stages[call.stage].name
+        stream = Stream(name, call.stream, offset, line, self._keys_of, self.stopped)
+        self._flusher.add(stream)
+        try:
+            with streamed(stream):
+                yield stream
+        finally:
+            self._flusher.remove(stream)
+            stream.settle()
+
     def _inline_values(
         self,
         call: ExpandCall,
@@ -217,7 +280,6 @@ class Runtime:
         if not inline:
             return NOTHING
         here = self._bound[call.stage + 1]
-        _refuse_unpicklable(here.stage.name, [ran for _, rans, _ in inline for ran in rans])
         end_of = {source.index: end for source, end in zip(call.sources, ends, strict=True)}
         values: dict[tuple[int, ...], list[Any]] = {}
         upstream = call.recording.unit or call.recording.within
@@ -247,7 +309,7 @@ class Runtime:
 
         ended, worked_s = self._as_unit(bound, call.recording, name, body)(call)
         span.ended = time.time()
-        _refuse_unpicklable(bound.stage.name, ended)
+        discoveries = self._discoveries(ended, start)
         failures, recorded = self._failures(
             bound,
             call.recording,
@@ -265,7 +327,27 @@ class Runtime:
             call.recording.unit is not None and bound.task is not None,
             worked_s,
             span,
+            discoveries,
         )
+
+    def _collect(self, call: CollectCall) -> Collected:
+        bound = self._bound[-1]
+        source, given = call.source, call.given.value()
+        name = f"{bound.stage.name}[{source.label}]"
+        span = self._begin()
+        with UnitContext(bound, call.recording, source.run_id, name) as unit:
+            ran = unit.run(given, call.run_id, name)
+        span.ended = time.time()
+        _refuse_unpicklable(bound.stage.name, [ran])
+        recorded = bound.task is not None and call.recording.each
+        if ran.error is None:
+            return Collected(Packed.of(ran.value), None, recorded, span)
+        failure = self._failed(bound, source.index, given[0], ran)
+        if self._needs_own_run(bound, call.recording):
+            upstream = call.recording.upstream
+            self._record_failure(bound, call.run_id, source.label, upstream, ran.error)
+            recorded = True
+        return Collected(NOTHING, failure, recorded, span)
 
     def _work_on(
         self,

@@ -6,12 +6,16 @@ one thread at once. `secede` gives the thread's place away for the time of waiti
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 
-from distributed import rejoin, secede
-from distributed.threadpoolexecutor import thread_state
+from distributed import get_worker, rejoin, secede
+from distributed.threadpoolexecutor import thread_state, threads_lock
+from distributed.worker import thread_state as task_state  # type: ignore[attr-defined]
+from distributed.worker_state_machine import SecedeEvent
 from prefect.context import FlowRunContext, TaskRunContext
 
 
@@ -36,6 +40,50 @@ def secede_for_good() -> None:
     """Leave the worker's thread pool, whose place goes to another thread, until the task ends."""
     if getattr(thread_state, "proceed", False):
         copy_context().run(_secede_alone)
+
+
+class PoolPlace:
+    """The place of this thread in its worker's pool, which another thread may give away.
+
+    Who is kept waiting by user code cannot secede itself; Dask's `secede` does the same, and
+    means the thread that calls it.
+    """
+
+    def __init__(self) -> None:
+        self._in_pool = getattr(thread_state, "proceed", False)
+        self._left = False
+        self._lock = threading.Lock()
+        if self._in_pool:
+            self._executor = thread_state.executor
+            self._thread = threading.current_thread()
+            self._worker = get_worker()
+            self._key, self._began_s = task_state.key, task_state.start_time
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread is the one that has the place, or had it."""
+        return self._in_pool and threading.current_thread() is self._thread
+
+    def leave(self) -> None:
+        """Let another thread have it, until the task ends."""
+        with self._lock:
+            if self._left or not self._in_pool:
+                return
+            self._left = True
+        with threads_lock:
+            self._executor._threads.discard(self._thread)
+            self._executor._adjust_thread_count()
+        now = time.time()
+        seceded = SecedeEvent(
+            key=self._key, compute_duration=now - self._began_s, stimulus_id=f"secede-{now}"
+        )
+        # In a context of its own: the event loop keeps it.
+        Context().run(self._worker.loop.add_callback, self._worker.handle_stimulus, seceded)
+
+    def settle(self) -> None:
+        """Note in the thread itself that it has none any more, before its task ends."""
+        if self._left:
+            thread_state.proceed = False
 
 
 def _secede_alone() -> None:

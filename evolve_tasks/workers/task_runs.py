@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -11,12 +12,11 @@ from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy, TaskRunResult
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.states import Pending
-from prefect.utilities.callables import get_call_parameters
 
 
 def first_parameter(task: Task[..., Any]) -> str:
     """Name of the parameter that takes the item."""
-    return next(iter(get_call_parameters(task.fn, (None,), {})))
+    return next(iter(inspect.signature(task.fn).parameters))
 
 
 def new_task_run(
@@ -40,9 +40,7 @@ def new_task_run(
     flow_context = FlowRunContext.get()
     flow_run = flow_context.flow_run if flow_context else None
     flow_run_id = flow_run.id if flow_run else None
-    inputs: dict[str, Any] = {
-        parameter: [] for parameter in get_call_parameters(task.fn, (None,), {})
-    }
+    inputs: dict[str, Any] = {name: [] for name in inspect.signature(task.fn).parameters}
     if upstream is not None:
         inputs[first_parameter(task)] = [TaskRunResult(id=upstream)]
     parent = TaskRunContext.get()

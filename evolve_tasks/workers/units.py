@@ -8,6 +8,8 @@ from typing import Any
 from evolve_tasks.errors import ItemsChanged
 from evolve_tasks.workers.calls import (
     BatchResult,
+    CollectCall,
+    Collected,
     ExpandCall,
     Expansion,
     Measure,
@@ -17,7 +19,6 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.ended import ended_before, mark_ended
 from evolve_tasks.workers.plugin import runtime_of
-from evolve_tasks.workers.transport import Packed
 
 
 def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -> Expansion:
@@ -31,6 +32,11 @@ def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -
     if any(end.ended for end in expansion.measure.ends):
         mark_ended(run, call)
     return expansion
+
+
+def collect(run: str, call: CollectCall) -> Collected:
+    """Collect what a source gave."""
+    return runtime_of(run, call.crashes).collect(call)
 
 
 def measure(expansion: Expansion) -> Measure:
@@ -59,11 +65,11 @@ def taken(found: Expansion | Slice, part: Part) -> Any:
     return found.items if isinstance(found, Slice) else cut(found, part).items
 
 
-def process(run: str, call: ProcessCall, found: Expansion | Slice) -> BatchResult:
-    """Run the last stage on some of the items that stay on the workers."""
-    return runtime_of(run, call.crashes).process(call, taken(found, call.part))
-
-
-def process_items(run: str, call: ProcessCall, items: Packed) -> BatchResult:
-    """Run the last stage on items that come along (`nested`)."""
-    return runtime_of(run, call.crashes).process(call, items.value())
+def process(run: str, call: ProcessCall, found: Expansion | Slice | None = None) -> BatchResult:
+    """Run the last stage on items that come along, or on a part of what was found."""
+    if call.items is not None:
+        items = call.items.value()
+    else:
+        assert found is not None, "they come along, or from another task"
+        items = taken(found, call.part)
+    return runtime_of(run, call.crashes).process(call, items)

@@ -142,17 +142,20 @@ def reports(flow_run_id: UUID) -> list[str]:
 def set_off(deployment_id: UUID, parameters: dict[str, Any]) -> FlowRun:
     """Give a deployment a schedule, and take it back when a run has begun by itself."""
 
-    def begun() -> set[UUID]:
-        return {
-            run.id
+    def begun() -> list[FlowRun]:
+        # Neither those of the deployment's own schedule, nor those of an earlier test.
+        return [
+            run
             for run in runs_of(deployment_id)
-            if run.auto_scheduled and run.state_type != StateType.SCHEDULED
-        }
+            if run.auto_scheduled
+            and run.state_type != StateType.SCHEDULED
+            and run.parameters.get("root") == parameters["root"]
+        ]
 
-    known = begun()
     first = datetime.now(UTC) + timedelta(seconds=3)
     schedule = {
-        "schedule": {"interval": 10, "anchor_date": first.isoformat()},
+        # Long enough that the second is not due before the first was seen.
+        "schedule": {"interval": 120, "anchor_date": first.isoformat()},
         "max_scheduled_runs": 1,
         "parameters": parameters,
     }
@@ -164,10 +167,10 @@ def set_off(deployment_id: UUID, parameters: dict[str, Any]) -> FlowRun:
             path_params={"id": deployment_id},
             json=[schedule],
         ).json()
-        until(lambda: begun() - known, "a scheduled run begins", DEADLINE_S, PAUSE_S)
+        until(begun, "a scheduled run begins", DEADLINE_S, PAUSE_S)
         client.delete_deployment_schedule(deployment_id, UUID(made[0]["id"]))
-    (run_id,) = begun() - known
-    return flow_run(run_id)
+    (run,) = begun()
+    return run
 
 
 @pytest.fixture

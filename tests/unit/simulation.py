@@ -24,13 +24,24 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from random import Random
 from typing import Any, NamedTuple, NoReturn
 
-from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull, Release, SourceDone
+from evolve_tasks.core.actions import (
+    Action,
+    Expand,
+    Extra,
+    Found,
+    Further,
+    Process,
+    Pull,
+    Release,
+    SourceDone,
+)
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_size
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
@@ -124,6 +135,12 @@ class Program:
     journaled: float  # sources that a journal knows, in part or in whole
     max_items: int | None  # that may be discovered
     pauses: float  # somebody pauses the run, and resumes it later
+    leads: float  # items of the last stage that find further ones
+    most_found: int  # items that they find in all
+    repeats: float  # lists of which some items were seen before
+    max_depth: int | None  # how often the last stage may lead further
+    extras: float  # sources of which something is asked for when they have ended
+    streams: float  # an expansion gives something before it has ended
 
     def core(self) -> Evolution:
         return Evolution(
@@ -134,6 +151,7 @@ class Program:
             budget=self.policy.budget(),
             sources_known=self.sources if self.sources_known else None,
             max_items=self.max_items,
+            max_depth=self.max_depth,
         )
 
 
@@ -143,6 +161,10 @@ SECONDS = (0.0, 1e-5, 1e-3, 0.02, 0.3, 3.0)
 def program_of(random: Random, stages: int | None = None) -> Program:
     """Draw a program."""
     adopts = stages is None and random.random() < 0.06
+    # Where the number of stages is given, results are put together by one position in a source.
+    single = adopts or stages is not None
+    leads = 0.0 if single else random.choice((0, 0, 0, 0, 0.1, 0.5))
+    repeats = 0.0 if single else random.choice((0, 0, 0, 0.3))
     stages = stages or (2 if adopts else random.choice((2, 2, 2, 2, 3, 3, 4)))
     sources = random.choice((0, 1, 2, *(random.randint(3, 30) for _ in range(7))))
     most_items = random.choice((20, 60, 150, 150, 300, 300, 600, 1_500))
@@ -192,7 +214,19 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         journaled=random.choice((0, 0, 0, 0.2, 0.9)),
         max_items=random.randint(1, most_items) if random.random() < 0.15 else None,
         pauses=random.choice((0, 0, 0, 0.05)),
+        leads=leads,
+        most_found=_most_found(random, most_items, fan_out, stages),
+        repeats=repeats,
+        max_depth=random.choice((None, None, 1, 2, 5)) if leads else None,
+        extras=random.choice((0, 0, 0.3, 1.0)),
+        streams=0.0 if single else random.choice((0, 0, 0, 0.2)),
     )
+
+
+def _most_found(random: Random, most_items: int, fan_out: int | None, stages: int) -> int:
+    """Items that others may find, so that a seed takes milliseconds."""
+    each = max(1, (fan_out or 1) ** (stages - 1))
+    return random.randint(0, min(60, 2 * most_items // each))
 
 
 def _window(random: Random, batch: int | None) -> Window:
@@ -257,6 +291,7 @@ class _Items:
     size: int
     todo: list[int]  # positions that were not submitted
     crashes: int = 0  # of the expansion that gave them
+    depth: int = 0  # how often the last stage has led to them
 
     def run(self, most: int) -> list[int]:
         """Positions that follow one another at the beginning of what is to do."""
@@ -278,6 +313,7 @@ class Simulation:
         self.log: list[Step] = []
         # Only where there is one list of items for each source can it be put together here.
         plain = program.stages == 2 and program.adopted is None
+        plain = plain and not (program.leads or program.repeats or program.streams)
         self.assembly = Assembly() if plain else None
         self.expected_results: dict[int, dict[int, str]] = {}
         self.expected_failures: list[tuple[int, ...]] = []
@@ -285,7 +321,7 @@ class Simulation:
         self._last = program.stages - 1
         self._window = program.window
         self._durations = [Durations() for _ in range(program.stages)]
-        self._units: dict[int, Expand | Process] = {}
+        self._units: dict[int, Expand | Process | Extra] = {}
         self._order: list[int] = []  # units in flight, in the order in which they began
         self._answered: list[int] = []
         self._issued = 0
@@ -311,7 +347,18 @@ class Simulation:
         self._left = self._left_of = 0.0  # of lists that were to be worked on where they are found
         self._surprised = False
         self._limited = False
-        self._lost = 0  # expansions that failed
+        self._found = 0  # items that items of the last stage have found
+        self.led_on = False
+        self.deepest = 0
+        self.too_deep = 0
+        self.repeated = 0
+        self._lost = 0  # expansions that failed, and what was asked for beside them
+        self._extras: list[int] = []  # what was asked for, and has not begun
+        self._to_ask: list[int] = []
+        self._streamed: Counter[tuple[int, int, int]] = Counter()  # given so far, by what gives
+        self._streams: Counter[int] = Counter()  # lists that a unit in flight gave
+        self.streamed = 0
+        self.asked = 0
         self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
         self._again: list[Suspect] = []  # what dead workers took down, and what waits for it
         self._alone: int | None = None
@@ -355,6 +402,8 @@ class Simulation:
             if 0.5 < chance < 0.51:
                 self._refuses_what_nobody_waits_for()
                 self._refuses_what_does_not_add_up()
+            if random.random() < program.streams and self._give_some():
+                continue
             if not self._order:
                 self._broken("deadlock: nothing is in flight and the run is not finished")
             unit = self._choose()
@@ -365,7 +414,9 @@ class Simulation:
                 if self.deaths[guilty] > MOST_DEATHS:
                     self._broken(f"{guilty} takes down more workers than {MOST_DEATHS}")
                 self._a_worker_dies(unit)
-            elif isinstance(action := self._units[unit], Expand):
+            elif isinstance(action := self._units[unit], Extra):
+                self._answer_extra(action)
+            elif isinstance(action, Expand):
                 if action.stop - action.start > 1 and random.random() < program.stops_in_group:
                     self._stop("somebody asked for it while a group was expanded")
                 self._answer_expand(action)
@@ -374,10 +425,61 @@ class Simulation:
         self._check_end()
         return self
 
-    def _guilty(self, action: Expand | Process) -> tuple[int, ...] | None:
+    def _give_some(self) -> bool:
+        """Let an expansion that is in flight give something, if there is one."""
+        random = self.random
+        under_way = [one for one in self._units.values() if isinstance(one, Expand)]
+        if not under_way or self.streamed > self.program.most_found:
+            return False
+        action = random.choice(under_way)
+        if self._guilty(action):
+            return False
+        if self._alone == action.unit:
+            self._alone = None
+        offset, count = random.randrange(action.stop - action.start), random.randint(1, 4)
+        place = action.parent, action.offset, action.start + offset
+        found = Found(count, start=self._streamed[place])
+        if random.random() < self.program.repeats:
+            at = found.start + random.randrange(count)
+            left = ((found.start, at),) if at > found.start else ()
+            ended = found.stop - at
+            found = found._replace(ended=ended, repeated=ended, left=left)
+        self._streamed[place] += count
+        self.streamed += count
+        if action.unit not in self._given_by:
+            # It is not released before the unit has ended, too.
+            self._given_by[action.unit] = _Subtree(f"unit {action.unit}", alive=1)
+        number = action.stop - action.start + self._streams[action.unit]
+        self._streams[action.unit] += 1
+        parent = self._lists.get((action.parent, action.offset))
+        depth = parent.depth if parent else 0
+        taken = self._take_in(action.stage + 1, found, None)
+        crashes = min(1, action.crashes)
+        self._open_rest(action, number, offset, action.stage + 1, found, taken, crashes, depth)
+        self._tell("gave", action.unit, offset, found)
+        return True
+
+    def _unit_ended(self, unit: int) -> _Subtree:
+        """All that a unit gave; it has ended, and gives nothing more."""
+        whole = self._given_by.setdefault(unit, _Subtree(f"unit {unit}", alive=1))
+        whole.alive -= 1
+        self._streams.pop(unit, None)
+        return whole
+
+    def _answer_extra(self, action: Extra) -> None:
+        self._take(action.unit)
+        failed = self.random.random() < self.program.item_fails
+        self._lost += failed
+        self._tell("extra_ended", action.unit, failed=failed)
+
+    def _guilty(self, action: Expand | Process | Extra) -> tuple[int, ...] | None:
         """Who in a unit kills the worker that works on it, each time."""
         if not self.program.poisoned:
             return None
+        if isinstance(action, Extra):
+            place = (action.number,)
+            kills = Random(f"{self._salt} {place}").random() < self.program.poisoned
+            return place if kills else None
         for position in range(action.start, action.stop):
             place = action.stage, action.parent, action.offset, position
             if Random(f"{self._salt} {place}").random() < self.program.poisoned:
@@ -392,12 +494,31 @@ class Simulation:
             if lost in self._units:
                 self._crash(self._units[lost])
 
-    def _crash(self, action: Expand | Process) -> None:
+    def _crash_extra(self, action: Extra) -> None:
+        unit = action.unit
+        given_up = self.core.gives_up(unit)
+        if given_up != (action.crashes + 1 == MOST_DEATHS):
+            self._broken(f"{action} {'is' if given_up else 'is not'} given up")
+        if given_up and (self._alone != unit or len(self._units) > 1):
+            self._broken(f"{action} is given up, and was not alone")
+        self._take(unit)
+        self._lost += given_up
+        if not (given_up or self._stopped):
+            place = self._last + 1, action.number, None, action.number, action.number + 1
+            self._again.append(Suspect(*place, action.crashes + 1))
+        self._tell("crashed", unit)
+
+    def _crash(self, action: Expand | Process | Extra) -> None:
+        if isinstance(action, Extra):
+            self._crash_extra(action)
+            return
         unit, size = action.unit, action.stop - action.start
         within = self._within(action)
         running = self._running(action)
         given_up = self.core.gives_up(unit, running)
         begun = running is None or len(running) > 0
+        further = self._streams[unit] > 0
+        begun = begun and not further
         if given_up != (begun and size == 1 and action.crashes + 1 == MOST_DEATHS):
             self._broken(f"{action} {'is' if given_up else 'is not'} given up")
         if given_up and (self._alone != unit or len(self._units) > 1):
@@ -405,8 +526,9 @@ class Simulation:
         self._take(unit)
         above = within or tuple(self._sources[action.start : action.stop])
         if isinstance(action, Expand):
-            self._given_by[unit] = whole = _Subtree(f"unit {unit}")
-            self._due[id(whole)] = whole
+            whole = self._unit_ended(unit)
+            if not whole.alive:
+                self._due[id(whole)] = whole
         else:
             self._processing -= 1
         tally = self._tallies[action.stage]
@@ -424,7 +546,7 @@ class Simulation:
         else:
             parent = (action.parent, action.offset) if within else None
             place = action.source, parent, action.start, action.stop
-            lost = Suspect(action.stage, *place, action.crashes)
+            lost = Suspect(action.stage, *place, 0 if further else action.crashes)
             self._again += divided(lost, running, self._durations[action.stage].mean_s)
         self._tell("crashed", unit, running)
 
@@ -442,7 +564,7 @@ class Simulation:
         """What has to run again before all else: alone, then items, then expansions."""
         for choose in (
             lambda one: one.alone,
-            lambda one: one.stage == self._last,
+            lambda one: one.stage >= self._last,
             lambda one: True,
         ):
             if found := next(filter(choose, self._again), None):
@@ -516,27 +638,41 @@ class Simulation:
     def _answer_expand(self, action: Expand) -> None:
         random, program = self.random, self.program
         unit, size = action.unit, action.stop - action.start
-        within = self._within(action)
         self._take(unit)
-        whole = _Subtree(f"unit {unit}")
-        self._given_by[unit] = whole
+        first = size + self._streams[unit]
+        whole = self._unit_ended(unit)
+        starts = [self._streamed[action.parent, action.offset, at] for at in _positions(action)]
         lost = random.random() < program.expansion_fails * program.unit_lost
         orphaned = program.crashes > 0 and not action.crashes and self._last == action.stage + 1
         found = [Found(lost=True) if lost else self._find(action) for _ in range(size)]
         if orphaned and not self._stopped:
             found = [self._orphaned(one) for one in found]
         found = [self._journaled(one, action) for one in found]
+        if any(starts):  # what gives as it goes is worked on by who is told of it
+            found = [
+                Found(one.size, lost=one.lost, skipped=one.skipped, start=start)
+                for one, start in zip(found, starts, strict=True)
+            ]
+        found = [self._partly_repeated(one) for one in found]
+        further = [
+            more
+            for offset, one in enumerate(found)
+            for more in self._lead_on(self._done_of(one), offset)
+        ]
         inline = 0
         for offset, one in enumerate(found):
-            source = action.start + offset if action.stage == 0 else action.source
-            above = within or (self._sources[source],)
-            self._enter(action, offset, source, above, one)
-            inline += one.ended - one.not_run - one.resumed
+            self._enter(action, offset, one)
+            inline += one.ended - one.not_run - one.resumed - one.repeated
             if action.inline and (one.size or not (one.lost or one.skipped)):
                 fading = 1.0 if self._left_of <= MEMORY else MEMORY / (MEMORY + 1)
                 self._left = self._left * fading + one.size - one.ended
                 self._left_of = self._left_of * fading + 1
                 self._surprised |= one.ended < one.size <= action.inline
+        # Kept apart from their expansion, and held up by what goes before them.
+        self._surprised |= action.crashes > 0 and self.asked > 0
+        self._enter_further(action, further, first)
+        for offset in range(size):
+            self._live(self._above(action, offset), -1)
         if not whole.alive:
             self._due[id(whole)] = whole
         if lost:
@@ -548,7 +684,74 @@ class Simulation:
         self._durations[action.stage].add(begun, seconds)
         if action.stage + 1 == self._last:
             self._durations[self._last].add(inline, inline_s)
-        self._tell("expanded", unit, found, seconds=seconds, inline_s=inline_s)
+        more = {"further": further} if further else {}
+        self._tell("expanded", unit, found, seconds=seconds, inline_s=inline_s, **more)
+
+    @staticmethod
+    def _done_of(one: Found) -> int:
+        """Items that were worked on where they were found, and succeeded."""
+        return one.ended - one.failed - one.not_run - one.resumed - one.repeated
+
+    def _above(self, action: Expand | Process, offset: int) -> tuple[_Subtree, ...]:
+        """What contains an item of a unit."""
+        return self._within(action) or (self._sources[action.start + offset],)
+
+    def _source_of(self, action: Expand | Process, offset: int) -> int:
+        return action.start + offset if action.parent < 0 else action.source
+
+    def _lead_on(self, items: int, offset: int = 0) -> list[Further]:
+        """What so many items find that is to be worked on."""
+        random, program = self.random, self.program
+        further = []
+        for _ in range(items):
+            size = random.randint(0, 4)
+            if random.random() < program.leads and self._found + size <= program.most_found:
+                self._found += size
+                stage = random.randint(0, self._last)
+                fates = [random.choice("wwwwr") for _ in range(size)]
+                if stage == self._last and program.journaled:
+                    fates = [random.choice((fate, "j")) for fate in fates]
+                waiting = [at for at, fate in enumerate(fates) if fate == "w"]
+                left = _ranges(waiting)
+                further.append(
+                    Further(
+                        stage,
+                        Found(
+                            size,
+                            size - len(waiting),
+                            resumed=fates.count("j"),
+                            repeated=fates.count("r"),
+                            left=left,
+                        ),
+                        offset,
+                    )
+                )
+        return further
+
+    def _enter_further(
+        self, action: Expand | Process, further: Sequence[Further], first: int
+    ) -> None:
+        """Write down what items have found; `first` is its place among the lists of the unit."""
+        parent = self._lists.get((action.parent, action.offset))
+        depth = (parent.depth if parent else 0) + 1
+        for place, more in enumerate(further, first):
+            self.led_on = True
+            self.deepest = max(self.deepest, depth)
+            most = self.program.max_depth
+            deep = most is not None and depth > most
+            taken = self._take_in(more.stage, more.found, 0 if deep else None)
+            self.too_deep += more.found.size - more.found.ended if deep else 0
+            self._open_rest(action, place, more.offset, more.stage, more.found, taken, 0, depth)
+
+    def _partly_repeated(self, one: Found) -> Found:
+        """A list of which some items were seen before in the run."""
+        random = self.random
+        if one != Found(one.size) or random.random() >= self.program.repeats:
+            return one
+        new = [at for at in range(one.size) if random.random() < 0.7]
+        ended = one.size - len(new)
+        self.repeated += ended
+        return Found(one.size, ended, repeated=ended, left=_ranges(new))
 
     def _seconds(self, mean_s: float, count: int) -> float:
         return mean_s * count * self.random.expovariate(1)
@@ -601,11 +804,9 @@ class Simulation:
         ended = one.size - sum(stop - start for start, stop in left)
         return Found(one.size, ended, resumed=ended, left=left)
 
-    def _enter(
-        self, action: Expand, offset: int, source: int, above: tuple[_Subtree, ...], one: Found
-    ) -> None:
+    def _enter(self, action: Expand, offset: int, one: Found) -> None:
         """Write down how the expansion of one item ended."""
-        tally = self._tallies[action.stage]
+        tally, source = self._tallies[action.stage], self._source_of(action, offset)
         if one.skipped:
             tally[4] += 1
         elif one.lost:
@@ -616,14 +817,7 @@ class Simulation:
             tally[3 if one.known else 1] += 1
         if one.size or not (one.lost or one.skipped):
             self._known[action.stage] += 1
-            self._fan_outs[action.stage] += one.size
-            inner = self._tallies[action.stage + 1]
-            taken = self._discover(one)
-            inner[0] += taken
-            inner[1] += one.ended - one.failed - one.not_run - one.resumed
-            inner[2] += one.failed
-            inner[3] += one.resumed
-            inner[4] += one.not_run
+            self._fan_outs[action.stage] += one.stop - one.repeated
             ran = one.ended - one.not_run
             if one.left is not None:
                 ends = [0, *(place for ends in one.left for place in ends), one.size]
@@ -631,23 +825,49 @@ class Simulation:
                     self._note_items(source, start, stop, [])
             else:
                 self._note_items(source, 0, ran, self.random.sample(range(ran), one.failed))
-            left = taken - one.ended
-            if self._stopped or (self._limited and action.stage + 1 < self._last):
-                inner[4] += left
-            elif left:
-                within = (self._given_by[action.unit], *above)
-                key = action.unit, offset
-                self._open(key, action.stage + 1, source, within, one, left, min(1, action.crashes))
-        self._live(above, -1)
+            parent = self._lists.get((action.parent, action.offset))
+            depth = parent.depth if parent else 0
+            taken = self._take_in(action.stage + 1, one, None)
+            crashes = min(1, action.crashes)
+            self._open_rest(action, offset, offset, action.stage + 1, one, taken, crashes, depth)
+
+    def _take_in(self, stage: int, one: Found, most: int | None) -> int:
+        """Count a list that was found; say how many of its items are left to do."""
+        tally, ended = self._tallies[stage], one.ended - one.repeated
+        taken = self._discover(one) if most is None else ended
+        tally[0] += taken
+        tally[1] += ended - one.failed - one.not_run - one.resumed
+        tally[2] += one.failed
+        tally[3] += one.resumed
+        tally[4] += one.not_run
+        return taken - ended
+
+    def _open_rest(
+        self,
+        action: Expand | Process,
+        place: int,
+        offset: int,
+        stage: int,
+        one: Found,
+        left: int,
+        crashes: int,
+        depth: int,
+    ) -> None:
+        if self._over(stage):
+            self._tallies[stage][4] += left
+        elif left:
+            within = (self._given_by[action.unit], *self._above(action, offset))
+            source = self._source_of(action, offset)
+            self._open((action.unit, place), stage, source, within, one, left, crashes, depth)
 
     def _discover(self, one: Found) -> int:
         """How many items of a list are discovered, where only so many may be."""
-        most = self.program.max_items
+        most, size = self.program.max_items, one.size - one.repeated
         if most is None:
-            return one.size
-        room = max(0, most - sum(tally[0] for tally in self._tallies[1:]))
-        taken = max(one.ended, min(one.size, room))
-        self._limited |= taken < one.size
+            return size
+        known = sum(tally[0] for tally in self._tallies) - len(self._sources)
+        taken = max(one.ended - one.repeated, min(size, max(0, most - known)))
+        self._limited |= taken < size
         return taken
 
     def _open(
@@ -659,10 +879,11 @@ class Simulation:
         found: Found,
         most: int,
         crashes: int = 0,
+        depth: int = 0,
     ) -> None:
-        left = [(found.ended, found.size)] if found.left is None else found.left
+        left = found.ranges()
         todo = [position for start, stop in left for position in range(start, stop)][:most]
-        items = _Items(key, stage, source, within, found.size, todo, crashes)
+        items = _Items(key, stage, source, within, found.stop, todo, crashes, depth)
         self._lists[key] = items
         if found.orphaned:
             items.todo = []
@@ -672,7 +893,10 @@ class Simulation:
                 if start < stop:
                     self._again += parts(Suspect(stage, source, key, start, stop, crashes + 1))
             return
-        self._queues[stage].append(items)
+        if depth:
+            self._queues[stage].appendleft(items)
+        else:
+            self._queues[stage].append(items)
         self._waiting[stage] += len(todo)
         self._live(within, len(todo))
 
@@ -690,12 +914,19 @@ class Simulation:
         tally[1] += size - not_run - len(failing)
         tally[2] += len(failing)
         tally[4] += not_run
+        further = self._lead_on(size - not_run - len(failing))
+        if further:
+            self._given_by[action.unit] = whole = _Subtree(f"unit {action.unit}")
+            self._enter_further(action, further, 0)
+            if not whole.alive:
+                self._due[id(whole)] = whole
         failing = [action.start + position for position in failing]
         self._note_items(action.source, action.start, action.stop - not_run, failing)
         self._live(within, -size)
         seconds = self._seconds(self.program.item_s, size - not_run)
         self._durations[self._last].add(size - not_run, seconds)
-        self._tell("processed", action.unit, failed=len(failing), not_run=not_run, seconds=seconds)
+        ended: dict[str, Any] = {"failed": len(failing), "not_run": not_run, "seconds": seconds}
+        self._tell("processed", action.unit, **ended, **({"further": further} if further else {}))
 
     def _stop(self, reason: str) -> None:
         self._drop_what_waits()
@@ -743,7 +974,7 @@ class Simulation:
         action = self._units.pop(unit)
         self._order.remove(unit)
         self._answered.append(unit)
-        self._flying -= action.stop - action.start
+        self._flying -= 1 if isinstance(action, Extra) else action.stop - action.start
         if self._alone == unit:
             self._alone = None
         if isinstance(action, Expand):
@@ -761,7 +992,7 @@ class Simulation:
 
     def _drop_what_is_not_wanted(self) -> None:
         """After the limit on items was reached: what would find more of them."""
-        for stage in range(1, self._last):
+        for stage in range(self._last):
             self._drop_queue(stage)
         for one in [one for one in self._again if one.stage < self._last]:
             self._again.remove(one)
@@ -776,6 +1007,8 @@ class Simulation:
         self._waiting[stage] = 0
 
     def _drop_again(self, one: Suspect) -> None:
+        if one.stage > self._last:
+            return
         self._tallies[one.stage][4] += one.size
         if one.parent is not None:
             self._live(self._lists[one.parent].within, -one.size)
@@ -787,6 +1020,7 @@ class Simulation:
         if self._stopped:
             return
         self._stopped = True
+        self._extras.clear()
         for stage in range(len(self._queues)):
             self._drop_queue(stage)
         for one in self._again:
@@ -795,9 +1029,13 @@ class Simulation:
 
     def _standing(self) -> tuple[int, int, bool]:
         last = self._tallies[self._last]
-        expanding = any(self._expanding) or self._arriving or any(self._waiting[1 : self._last])
+        expanding = any(self._expanding) or self._arriving or any(self._waiting[: self._last])
         expanding = expanding or any(one.stage < self._last for one in self._again)
         over = self._ended or self._limited
+        leads_on = self.led_on or self.program.max_depth is not None
+        if leads_on and not self._limited:  # whatever runs may find more
+            expanding = expanding or self._units or any(self._waiting) or self._again
+            expanding = expanding or self._extras
         return last[2] + self._lost, last[0] + self._lost, bool(over and not expanding)
 
     def _in_flight(self, arriving: int = 0) -> tuple[int, int]:
@@ -877,6 +1115,12 @@ class Simulation:
             self._broken(f"stopped is {self.core.stopped!r}, which nobody asked for")
         self._look_at(actions, taken)
         self._check_state()
+        while self._to_ask:
+            number = self._to_ask.pop()
+            self.asked += 1
+            if not self._stopped:
+                self._extras.append(number)
+            self._tell("add_extra", number)
 
     def _look_at(self, actions: list[Action], taken: tuple[int, int]) -> None:
         if self._arriving and (self._quarantined() or self.core.paused):
@@ -886,11 +1130,13 @@ class Simulation:
             self._arriving = 0
         for action in actions:
             match action:
+                case Extra():
+                    self._look_at_extra(action)
                 case Process() | Expand() if self._look_at_again(action):
                     pass
                 case Process():
                     self._look_at_process(action)
-                case Expand(stage=0):
+                case Expand(parent=-1):
                     self._look_at_sources(action)
                 case Expand():
                     self._look_at_expansion(action)
@@ -903,6 +1149,8 @@ class Simulation:
                 case SourceDone(source):
                     known = source < len(self._sources)
                     self._close(self._sources[source] if known else None, action)
+                    if self.random.random() < self.program.extras:
+                        self._to_ask.append(source)
             unknown = sum(
                 expanding
                 for expanding, known in zip(self._expanding, self._known, strict=True)
@@ -952,6 +1200,25 @@ class Simulation:
         self._processing += isinstance(action, Process)
         return True
 
+    def _look_at_extra(self, action: Extra) -> None:
+        one = self._next_again()
+        if self._quarantined() and (self._units or one is None):
+            self._broken(f"{action} beside what runs alone, or before it")
+        if self._room() <= 0 and not (one and one.alone):
+            self._broken(f"{action} where there is no room")
+        if one is not None and one.stage > self._last:
+            if (action.number, action.crashes) != (one.start, one.crashes):
+                self._broken(f"{action} before {one}, which a dead worker took down")
+            self._again.remove(one)
+            if one.alone:
+                self._alone = action.unit
+        else:
+            if one is not None and (one.alone or one.stage == self._last):
+                self._broken(f"{action} before {one}, which a dead worker took down")
+            if not self._extras or (action.number, action.crashes) != (self._extras.pop(0), 0):
+                self._broken(f"{action}, which is not the next that was asked for")
+        self._begin_unit(action)
+
     def _may_expand_again(self, stage: int) -> bool:
         alone = not any(self._expanding) and not self._queues[self._last]
         return alone or self._may_expand(stage)
@@ -972,14 +1239,15 @@ class Simulation:
             self._broken(f"{action} where there is no room")
         if self._stopped:
             self._broken(f"{action} after the stop")
-        if self._again or self._alone is not None:
-            self._broken(f"{action} while something has to run again")
+        if self._again or self._alone is not None or self._extras:
+            self._broken(f"{action} while something has to run again, or was asked for")
         leaves = self._queues[self._last]
         if self._expansions() >= self._most_expansions():
             self._broken(
                 f"{action} beside {self._expansions()} expansions while {len(leaves)} lists wait"
             )
-        if leaves and not self._processing:
+        extras = any(isinstance(one, Extra) for one in self._units.values())
+        if leaves and not (self._processing or extras):
             # Expansions are kept in flight; they must not go on taking the place of a batch.
             self._overtaking += 1
             if self._overtaking > self._window.threads // 2:
@@ -1007,19 +1275,34 @@ class Simulation:
         coming = more * self._expected_to_wait(stage)
         for other, number in enumerate(self._expanding):
             coming += number * self._expected_to_wait(other)
-        return sum(self._waiting) + coming <= self.program.buffered
+        return self._counted() + coming <= self._bound()
+
+    def _counted(self) -> int:
+        """What waits below the bound: not what was found by items, and is to be expanded."""
+        return sum(self._waiting) - self._uncounted()
+
+    def _uncounted(self) -> int:
+        inner = [items for queue in self._queues[: self._last] for items in queue]
+        return sum(len(items.todo) for items in inner if items.depth)
+
+    def _bound(self) -> int:
+        """The bound, above a list that is longer than it."""
+        if sum(self._waiting[: self._last]) - self._uncounted() <= self.program.buffered:
+            return self.program.buffered
+        deepest = max(stage for stage in range(self._last) if self._queues[stage])
+        return self.program.buffered + self._queues[deepest][0].size
 
     def _may_expand(self, stage: int) -> bool:
         if not any(self._expanding):
-            inner = any(self._waiting[1 : self._last])
-            below = sum(self._waiting) <= self.program.buffered
+            inner = any(self._waiting[: self._last])
+            below = self._counted() <= self._bound()
             return below or (inner and not self._queues[self._last])
         return self._fits(stage, 1)
 
     def _look_at_pull(self, action: Pull) -> None:
         if self._ended or self._pulling or self._limited:
             self._broken("sources are asked for that cannot come, or are not wanted")
-        if any(self._waiting[1 : self._last]):
+        if any(self._waiting[: self._last]):
             self._broken("sources are asked for while inner items wait")
         if sum(self._waiting) > self.program.buffered:
             self._broken("sources are asked for above the bound of the buffer")
@@ -1062,7 +1345,7 @@ class Simulation:
         return inline_items(self._durations[self._last].mean_s)
 
     def _look_at_inner(self, action: Expand) -> None:
-        deepest = next((s for s in range(self._last - 1, 0, -1) if self._queues[s]), None)
+        deepest = next((s for s in range(self._last - 1, -1, -1) if self._queues[s]), None)
         if deepest is None or action.stage != deepest:
             self._broken(f"{action} while items of stage {deepest} wait")
         items = self._queues[deepest][0]
@@ -1079,8 +1362,8 @@ class Simulation:
 
     def _look_at_process(self, action: Process) -> None:
         queue = self._queues[self._last]
-        if not queue:
-            self._broken(f"{action} while no item waits")
+        if not queue or self._extras:
+            self._broken(f"{action} while no item waits, or before what was asked for")
         items = queue[0]
         if action[1:5] != (self._last, items.source, *items.key):
             self._broken(f"{action} is not of the list that came first, {items.key}")
@@ -1113,7 +1396,7 @@ class Simulation:
         if not items.todo:
             self._queues[items.stage].popleft()
 
-    def _begin_unit(self, action: Expand | Process) -> None:
+    def _begin_unit(self, action: Expand | Process | Extra) -> None:
         if self._stopped or self.core.paused:
             self._broken(f"{action} after the stop, or in a pause")
         if action.unit != self._issued:
@@ -1121,7 +1404,7 @@ class Simulation:
         self._issued += 1
         self._units[action.unit] = action
         self._order.append(action.unit)
-        self._flying += action.stop - action.start
+        self._flying += 1 if isinstance(action, Extra) else action.stop - action.start
         if isinstance(action, Expand):
             self._expanding[action.stage] += action.stop - action.start
             turn = self._expansions() - bool(self._pulling) <= AHEAD * self._busy_threads()
@@ -1153,7 +1436,7 @@ class Simulation:
         if core.pulling != bool(self._pulling):
             self._broken(f"pulling is {core.pulling}, asked for are {self._pulling}")
         over = self._stopped or self._ended or self._limited
-        finished = not (self._order or waiting or self._again) and over
+        finished = not (self._order or waiting or self._again or self._extras) and over
         if core.finished != finished:
             self._broken(f"finished is {core.finished}, and {len(self._order)} are in flight")
         progress = core.progress
@@ -1165,7 +1448,10 @@ class Simulation:
             own = self._tallies[stage]
             if [tally.discovered, tally.done, tally.failed, tally.resumed, tally.not_run] != own:
                 self._broken(f"stage {stage}: {tally}, counted were {own}")
-        if program.fan_out is not None and program.adopted is None and not self._surprised:
+        usual = program.adopted is None and not (
+            self._surprised or self.led_on or self.streamed or self.repeated
+        )
+        if program.fan_out is not None and usual:
             size = program.fan_out
             unknown = min(self._most_unknown, max(1, program.buffered // UNKNOWN_FAN_OUT))
             more = unknown * max(0, size - UNKNOWN_FAN_OUT)  # than was expected of them
@@ -1175,7 +1461,8 @@ class Simulation:
                 self._broken(f"{waiting} items wait, the bound is {bound}")
         # Nothing is kept but what is open: each open list has something waiting or in flight.
         again = sum(one.size for one in self._again)
-        if len(core._lists) > self._last * (waiting + again + self._flying):
+        levels = self._last * (1 + self.deepest) + self.deepest
+        if len(core._lists) > levels * (waiting + again + self._flying):
             self._broken(f"{len(core._lists)} lists for {waiting + self._flying} open items")
         if set(core._lists_of) != {unit for unit, _ in core._lists}:
             self._broken(f"lists are counted of units {set(core._lists_of)}, others are open")
@@ -1189,9 +1476,9 @@ class Simulation:
 
     def _check_expected_items(self) -> None:
         expected = self._waiting[self._last]
-        to_come = [0, *self._waiting[1 : self._last]]
+        to_come = self._waiting[: self._last]
         if self.program.sources_known and self.program.adopted is None:
-            to_come[0] = max(0, self.program.sources - len(self._sources))
+            to_come[0] += max(0, self.program.sources - len(self._sources))
         for stage, number in enumerate(to_come):
             if all(self._known[stage:]):
                 expected += number * prod(map(self._expected, range(stage, self._last)))
@@ -1209,19 +1496,21 @@ class Simulation:
             return
         if one := self._next_again():
             fits = (
-                one.size <= room if one.stage == self._last else self._may_expand_again(one.stage)
+                one.size <= room if one.stage >= self._last else self._may_expand_again(one.stage)
             )
             if fits:
                 self._broken(f"room for {room}, and {one} does not run again")
-            if one.stage == self._last:
+            if one.stage >= self._last:
                 return
+        if self._extras:
+            self._broken(f"room for {room}, and what was asked for does not begin")
         leaves = self._queues[self._last]
         if leaves and not self._enough() and self._batch_of(leaves[0]) <= room:
             self._broken(f"room for {room}, and items wait")
         no_more = self._ended or self._pulling or self._limited
-        more = any(self._waiting[1 : self._last]) or not no_more
+        more = any(self._waiting[: self._last]) or not no_more
         wanted = self._expansions() < self._most_expansions()
-        inner = [stage for stage in range(1, self._last) if self._waiting[stage]]
+        inner = [stage for stage in range(self._last) if self._waiting[stage]]
         may = self._may_expand(max(inner, default=0))
         if more and wanted and not self._again and may:
             self._broken(f"room for {room}, and no expansion begins")
@@ -1229,7 +1518,8 @@ class Simulation:
     def _check_end(self) -> None:
         core = self.core
         kept = ("_lists", "_lists_of", "_units", "_flying", "_expansions", "_kept")
-        kept += ("_suspects", "_alone")
+        kept += ("_suspects", "_alone", "_forks", "_uncounted", "_extras", "_extras_flying")
+        kept += ("_given",)
         left = {name: value for name in kept if (value := getattr(core, name))}
         left |= {name: any(getattr(core, name)) for name in ("_waits", "_expanding")}
         left = {name: value for name, value in left.items() if value}
@@ -1242,6 +1532,10 @@ class Simulation:
             ended = tally.done + tally.failed + tally.resumed + tally.not_run
             if tally.discovered != ended:
                 self._broken(f"stage {stage} does not add up: {tally}")
+        if core.roots.discovered != core.roots.ended:
+            self._broken(f"the sources do not add up: {core.roots}")
+        if core.too_deep != self.too_deep:
+            self._broken(f"too deep are {core.too_deep}, by own books {self.too_deep}")
         failed, known, complete = self._standing()
         standing = core.standing
         if (standing.failed, standing.known, standing.complete) != (failed, known, complete):
@@ -1266,6 +1560,11 @@ class Simulation:
 
     def _refuses_what_does_not_add_up(self) -> None:
         for unit, action in self._units.items():
+            if isinstance(action, Extra):
+                self._refuses("processed", unit)
+                self._refuses("expanded", unit)
+                continue
+            self._refuses("extra_ended", unit)
             size = action.stop - action.start
             if isinstance(action, Process):
                 self._refuses("expanded", unit)
@@ -1300,7 +1599,7 @@ WRONG = (
     *(Found(2, 1, left=((0, 2),)), Found(2, 1, left=((1, 3),)), Found(2, left=((1, 0),))),
     *(Found(2, 1, resumed=2), Found(2, 2, failed=1, resumed=2), Found(3, 1, left=((2, 3), (0, 1)))),
 )
-EVENTS = ("expanded", "expansion_lost", "processed", "crashed")
+EVENTS = ("expanded", "expansion_lost", "processed", "extra_ended", "crashed")
 
 
 @dataclass(frozen=True)
@@ -1308,6 +1607,21 @@ class IndexedFailure:
     """A failure as far as the assembly looks at it."""
 
     index: tuple[int, ...]
+
+
+def _positions(action: Expand | Process) -> range:
+    return range(action.start, action.stop)
+
+
+def _ranges(positions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Positions in order, as ranges that do not touch."""
+    ranges: list[tuple[int, int]] = []
+    for position in positions:
+        if ranges and ranges[-1][1] == position:
+            ranges[-1] = (ranges[-1][0], position + 1)
+        else:
+            ranges.append((position, position + 1))
+    return tuple(ranges)
 
 
 def replay(log: list[Step], program: Program) -> list[list[Action]]:

@@ -497,13 +497,16 @@ def test_a_full_buffer_holds_back_expansions_until_it_is_below_the_bound_again()
     assert kinds(core.processed(2)) == ["Process"], "7, then 6 wait: nothing is expanded"
 
 
-def test_inner_items_above_the_bound_are_expanded_one_at_a_time() -> None:
-    core = evolution(stages=3, in_flight=9, buffered=2)
+def test_a_long_inner_list_does_not_hold_itself_up() -> None:
+    core = evolution(stages=3, in_flight=9, buffered=2, threads=4)
     core.begin()
     core.comes()
     # They can only become fewer by being expanded: waiting for room would be for ever.
-    assert core.gives(0, 5) == [inner(1, 1, 0, 0, 0)]
-    assert core.gives(1, 0)[-1] == inner(2, 1, 0, 0, 1)
+    assert core.gives(0, 5) == [inner(1, 1, 0, 0, 0)], "nobody knows what it gives"
+    # As long as more than 2 of them wait the bound is 2 + 5, for they give one each at the most.
+    assert core.gives(1, 0)[1:] == [inner(2, 1, 0, 0, 1), inner(3, 1, 0, 0, 2)]
+    assert core.gives(2, 0) == [Release(2)], "2 wait, one is under way: no more than the bound"
+    assert core.gives(3, 0)[1:] == [inner(4, 1, 0, 0, 3)]
 
 
 def test_sources_without_items_count_as_one_each() -> None:

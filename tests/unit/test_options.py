@@ -216,31 +216,6 @@ def test_a_mapping_with_names_that_are_no_names() -> None:
     assert_says(refusal({1: 2}), "1", "string")
 
 
-# -- what a later version brings -----------------------------------------------------------------
-
-LATER: list[tuple[dict[str, Any], str]] = [
-    ({"unique": True}, "remove equal items"),
-    ({"max_depth": 2}, "two stages"),
-]
-
-
-@pytest.mark.parametrize(("option", "way_out"), LATER, ids=lambda value: str(value)[:30])
-def test_what_is_not_there_yet_is_refused_and_never_ignored(
-    option: dict[str, Any], way_out: str
-) -> None:
-    ((name, value),) = option.items()
-    message = refusal(**option)
-    assert_says(message, name, repr(value), "does not have it yet", "never ignored", way_out)
-    nested = {"limits": option} if name in Limits.model_fields else option
-    assert refusal(nested) == message, "the same through options="
-
-
-def test_the_defaults_of_what_is_not_there_yet_may_be_given() -> None:
-    # A deployment has all fields in its form, also those that nobody touched.
-    defaults = EvolveOptions().model_dump(mode="json")
-    assert resolve_options(defaults, {}) == EvolveOptions()
-
-
 # -- the model -----------------------------------------------------------------------------------
 
 
@@ -311,14 +286,6 @@ def test_each_field_has_a_place_in_the_form(model: type[BaseModel]) -> None:
     assert not bare, f"the form in the UI says nothing about {bare}"
     wrong = [name for name, field in fields.items() if len(field["description"]) > LINE]
     assert not wrong, f"more than a form has room for: {wrong}"
-
-
-def test_the_form_says_what_is_not_available_yet() -> None:
-    fields = (
-        EvolveOptions.model_json_schema()["properties"] | Limits.model_json_schema()["properties"]
-    )
-    marked = {name for name, field in fields.items() if "Not available yet" in field["description"]}
-    assert marked == {name for option, _ in LATER for name in option}
 
 
 def test_the_form_offers_the_strategies_to_choose_from() -> None:

@@ -1,0 +1,375 @@
+"""Items that lead to further items: the same outcome with every strategy, and an end by itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import task
+from prefect.runtime import flow_run
+
+from evolve_tasks import EvolveFailed, EvolveTaskRunner, More, Outcome, evolve, evolve_iter
+from tests.conformance.flows import in_flow
+from tests.integration.api import task_runs
+
+STRATEGIES = ["sequential", "as_completed", "async", "nested"]
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
+
+Node = tuple[int, ...]
+
+
+@pytest.fixture
+def runner(thread_workers: str) -> EvolveTaskRunner:
+    return EvolveTaskRunner(address=thread_workers)
+
+
+# -- a tree in which each node leads to some stage -------------------------------------------------
+
+
+def children(node: Node) -> list[Node]:
+    """Up to three, down to four levels; the same for the same node in every process."""
+    number = sum((2 * at + 3) * step for at, step in enumerate(node, 1))
+    return [(*node, step) for step in range(number % 4 if len(node) < 5 else 0)]
+
+
+def leads_to(node: Node, stages: int) -> int:
+    return sum(node) % stages
+
+
+def doubled(node: Node) -> list[Node]:
+    """An expanding stage: it gives two items, or one."""
+    return [node, (*node, 9)] if sum(node) % 3 == 0 and node[-1] != 9 else [node]
+
+
+@task
+def one_by_one(node: Node) -> list[Node]:
+    if node[-1] == 2 and len(node) == 3:
+        raise OSError("broken")
+    return [node]
+
+
+@task
+def visited(node: Node) -> Node | More:
+    if len(node) == 4 and node[-1] == 1:
+        raise ValueError("an odd one")
+    found = [] if node[-1] == 9 else children(node)
+    return More(node, found, leads_to(node, 3)) if found else node
+
+
+def expected(sources: list[Node]) -> tuple[list[Node], list[tuple[str, Node]]]:
+    """Results and failures in order, by a plain walk."""
+    results: list[tuple[Node, Node]] = []
+    failures: list[tuple[str, Node]] = []
+
+    def walk(stage: int, index: Node, node: Node) -> None:
+        given: Any
+        try:
+            given = (doubled, one_by_one.fn, visited.fn)[stage](node)
+        except (OSError, ValueError):
+            failures.append((("doubled", "one_by_one", "visited")[stage], index))
+            return
+        if stage < 2:
+            for place, item in enumerate(given):
+                walk(stage + 1, (*index, place), item)
+        elif isinstance(given, More):
+            results.append((index, given.value))
+            for place, item in enumerate(given.items):
+                walk(given.stage, (*index, place), item)
+        else:
+            results.append((index, given))
+
+    for position, source in enumerate(sources):
+        walk(0, (position,), source)
+    return [node for _, node in sorted(results)], sorted(failures, key=lambda one: one[1])
+
+
+ROOTS: list[Node] = [(1,), (0,), (2,), (5,), (7,)]
+RESULTS, FAILURES = expected(ROOTS)
+
+
+def test_the_tree_has_what_it_is_for() -> None:
+    assert len(RESULTS) > 60
+    assert {stage for stage, _ in FAILURES} == {"one_by_one", "visited"}
+    assert {leads_to(node, 3) for node in RESULTS if children(node)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("record", ["items", "sources"])
+@pytest.mark.parametrize("batch", [1, 3, "auto"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_found_is_worked_on(strategy: str, batch: Any, record: str, runner: Any) -> None:
+    ids: list[UUID] = []
+
+    def body() -> Outcome:
+        ids.append(UUID(flow_run.id))
+        options: Any = {"strategy": strategy, "batch": batch, "record": record}
+        return evolve(ROOTS, doubled, one_by_one, visited, on_failure="ignore", **options)
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == RESULTS
+    assert [(one.stage, one.index) for one in outcome.failures] == FAILURES
+    assert [one.source for one in outcome.failures] == [ROOTS[index[0]] for _, index in FAILURES]
+    assert [source for source, _ in outcome.by_source] == ROOTS
+    assert (outcome.counts.sources, outcome.counts.done) == (len(ROOTS), len(RESULTS))
+    for stage in outcome.counts.by_stage.values():
+        assert stage.discovered == stage.done + stage.failed
+    if record == "items":
+        names = Counter(one.name for one in task_runs(ids[0]))
+        assert sum(name.startswith("visited[") for name in names) == len(RESULTS) + sum(
+            stage == "visited" for stage, _ in FAILURES
+        )
+        assert max(names.values()) == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_iter_gives_what_is_found_with_its_path(strategy: str, runner: Any) -> None:
+    def body() -> list[Any]:
+        options: Any = {"strategy": strategy, "on_failure": "ignore"}
+        return list(evolve_iter(ROOTS, doubled, one_by_one, visited, **options))
+
+    given = sorted(in_flow(runner, body), key=lambda one: one.index)
+    assert [one.value for one in given if one.ok] == RESULTS
+    assert [(one.failure.stage, one.index) for one in given if not one.ok] == FAILURES
+
+
+# -- what cannot be followed -----------------------------------------------------------------------
+
+
+def once(source: Any) -> list[Any]:
+    return [source]
+
+
+def nowhere(item: int) -> Any:
+    if item == 1:
+        return More(item, [2], stage=7)
+    if item == 2:
+        return More(item, "abc")
+    if item == 3:
+        return More(item, [lambda: 0], stage=1)
+    if item == 4:
+        return More(item, [object()], stage=1)
+    return More(item)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_cannot_be_followed_is_a_failure_of_its_item(strategy: str, runner: Any) -> None:
+    def body() -> None:
+        evolve(range(3), once, nowhere, strategy=strategy)
+
+    with pytest.raises(EvolveFailed) as raised:
+        in_flow(runner, body)
+    outcome = raised.value.outcome
+    assert outcome.results == [0]
+    wrong, text = outcome.failures
+    assert (wrong.index, wrong.error_type) == ((1, 0), "ValueError")
+    assert "stage=7" in wrong.message
+    assert "0 to 1" in wrong.message
+    assert (text.index, text.error_type) == ((2, 0), "TypeError")
+    assert "taken apart" in text.message
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_cannot_be_compared_is_a_failure_of_its_item(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "unique": True, "on_failure": "ignore"}
+        return evolve([4, 0], once, nowhere, **options)
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == [0]
+    (failure,) = outcome.failures
+    assert (failure.index, failure.error_type) == ((0, 0), "TypeError")
+    assert "give key=" in failure.message
+
+
+# -- graphs with loops -----------------------------------------------------------------------------
+
+NODES = 150
+LINKS = {
+    node: [Random(f"{node} {link}").randrange(NODES) for link in range(3)] for node in range(NODES)
+}
+
+
+def reachable() -> set[int]:
+    found, todo = {0}, [0]
+    while todo:
+        for link in LINKS[todo.pop()]:
+            if link not in found:
+                found.add(link)
+                todo.append(link)
+    return found
+
+
+def linked(node: int) -> More:
+    return More(node, LINKS[node], stage=0)
+
+
+def linked_here(node: int) -> More:
+    return More(node, LINKS[node], stage=1)
+
+
+@pytest.mark.parametrize("batch", [1, "auto"])
+@pytest.mark.parametrize("visit", [linked, linked_here])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_node_of_a_graph_once(strategy: str, visit: Any, batch: Any, runner: Any) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "unique": True, "batch": batch}
+        return evolve([0, 0], once, visit, **options)
+
+    outcome = in_flow(runner, body)
+    assert sorted(outcome.results) == sorted(reachable())
+    assert outcome.counts.done == outcome.counts.discovered == len(reachable())
+    assert outcome.counts.repeated > NODES
+    assert f"{outcome.counts.repeated} found again" in str(outcome.counts)
+    assert outcome.stopped is None
+
+
+def upper(word: str) -> More:
+    return More(word, [word.upper(), word.lower(), f"{word}!"] if len(word) < 4 else [], stage=1)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_key_says_what_makes_items_the_same(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "unique": True, "key": str.casefold}
+        return evolve(["Ab", "aB"], once, upper, **options)
+
+    assert in_flow(runner, body).results == ["Ab", "Ab!", "Ab!!"]
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+def endless(number: int) -> More:
+    return More(number, [2 * number, 2 * number + 1], stage=1)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_item_below_the_deepest_level(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve([1], once, endless, strategy=strategy, max_depth=4)
+
+    outcome = in_flow(runner, body)
+    assert sorted(outcome.results) == list(range(1, 32))
+    assert outcome.stopped == "limits.max_depth=4 was reached, and 32 items lie deeper"
+    assert "32 items lie deeper" in outcome.report.markdown().replace("\\", "")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_path_that_is_too_deep_does_not_hide_a_shorter_one(strategy: str, runner: Any) -> None:
+    links = {0: [1, 3], 1: [2], 2: [3], 3: [4], 4: []}
+
+    def visit(node: int) -> More:
+        return More(node, links[node], stage=1)
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "unique": True, "max_depth": 2}
+        return evolve([0], once, visit, **options)
+
+    assert sorted(in_flow(runner, body).results) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_recursion_ends_at_the_limit(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve([1], once, endless, strategy=strategy, max_items=50)
+
+    outcome = in_flow(runner, body)
+    assert len(outcome.results) == outcome.counts.discovered == 50
+    assert outcome.stopped is not None
+    assert "limits.max_items=50 was reached" in outcome.stopped
+
+
+# -- resuming --------------------------------------------------------------------------------------
+
+
+class Visit:
+    """Notes each visit; some nodes cannot be visited as long as a file is there."""
+
+    def __init__(self, folder: Path, stage: int) -> None:
+        self.folder, self.stage = str(folder), stage
+
+    def __call__(self, node: int) -> More:
+        folder = Path(self.folder)
+        if node % 5 == 3 and (folder / "closed").exists():
+            raise OSError("closed")
+        with (folder / "diary").open("a") as diary:
+            diary.write(f"{node}\n")
+        return More(node, LINKS[node] if node % 7 else [node + 1], self.stage)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_later_run_visits_what_is_missing(
+    strategy: str, stage: int, runner: Any, tmp_path: Path
+) -> None:
+    visit = Visit(tmp_path, stage)
+    closed = tmp_path / "closed"
+    closed.touch()
+    options: Any = {
+        "strategy": strategy,
+        "unique": True,
+        "journal": str(tmp_path),
+        "on_failure": "ignore",
+    }
+
+    def body() -> Outcome:
+        return evolve([0], once, visit, **options)
+
+    first = in_flow(runner, body)
+    assert first.failures
+    closed.unlink()
+    second = in_flow(runner, body)
+    assert not second.failures
+    assert second.counts.resumed == len(first.results)
+    assert len(second.results) == len(set(second.results)) > len(first.results)
+    diary = (tmp_path / "diary").read_text().split()
+    assert sorted(map(int, diary)) == sorted(second.results)
+    third = in_flow(runner, body)
+    assert sorted(third.results) == sorted(second.results)
+    assert third.counts.resumed == third.counts.discovered
+
+
+class Down:
+    """A tree of fixed shape; notes each visit, and fails as long as a file is there."""
+
+    def __init__(self, folder: Path, stage: int) -> None:
+        self.folder, self.stage = str(folder), stage
+
+    def __call__(self, node: Node) -> Node | More:
+        folder = Path(self.folder)
+        if sum(node) % 4 == 3 and (folder / "closed").exists():
+            raise OSError("closed")
+        with (folder / "diary").open("a") as diary:
+            diary.write(f"{node}\n")
+        found = children(node)
+        return More(node, found, self.stage) if found else node
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_was_found_is_resumed_by_its_place(
+    strategy: str, stage: int, runner: Any, tmp_path: Path
+) -> None:
+    visit = Down(tmp_path, stage)
+    closed = tmp_path / "closed"
+    closed.touch()
+    options: Any = {"strategy": strategy, "journal": str(tmp_path), "on_failure": "ignore"}
+
+    def body() -> Outcome:
+        return evolve([*ROOTS, ROOTS[0]], once, visit, **options)
+
+    first = in_flow(runner, body)
+    assert first.failures
+    closed.unlink()
+    second = in_flow(runner, body)
+    assert not second.failures
+    assert second.counts.resumed == len(first.results)
+    diary = (tmp_path / "diary").read_text().splitlines()
+    assert sorted(diary) == sorted(map(str, second.results))
+    third = in_flow(runner, body)
+    assert third.results == second.results
+    assert third.counts.resumed == third.counts.discovered

@@ -1,0 +1,329 @@
+"""Generators that feed their items while they still yield: in every strategy that runs on Dask."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import task
+
+from evolve_tasks import EvolveFailed, EvolveTaskRunner, More, Outcome, evolve, evolve_iter
+from tests.conformance.flows import in_flow
+
+STRATEGIES = ["as_completed", "async", "nested"]
+DEADLINE_S = 60
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
+
+
+@pytest.fixture
+def runner(thread_workers: str) -> EvolveTaskRunner:
+    return EvolveTaskRunner(address=thread_workers)
+
+
+def there(path: Path) -> None:
+    """Wait for a file: whoever waits for it for ever waits for what does not come."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path.name} does not come")
+        time.sleep(0.01)
+
+
+class Waiting:
+    """Yields an item and waits until it has been processed before it yields the next."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def parse(self, count: int) -> Iterator[int]:
+        for item in range(count):
+            yield item
+            there(Path(self.folder, str(item)))
+
+    async def parse_async(self, count: int) -> AsyncIterator[int]:
+        for item in range(count):
+            yield item
+            there(Path(self.folder, str(item)))
+
+    def process(self, item: int) -> int:
+        Path(self.folder, str(item)).touch()
+        return item
+
+
+@pytest.mark.parametrize("kind", ["function", "task", "async"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "auto"])
+def test_items_are_processed_while_their_generator_waits_for_it(
+    strategy: str, kind: str, runner: Any, tmp_path: Path
+) -> None:
+    waiting = Waiting(tmp_path)
+    parse: Any = waiting.parse_async if kind == "async" else waiting.parse
+    if kind == "task":
+        parse = task(parse)
+
+    def body() -> Outcome:
+        return evolve([5], parse, waiting.process, strategy=strategy)
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == list(range(5))
+    assert (outcome.counts.discovered, outcome.counts.done) == (5, 5)
+
+
+@pytest.mark.parametrize("record", ["items", "batches"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_three_stages_of_generators(
+    strategy: str, record: str, runner: Any, tmp_path: Path
+) -> None:
+    waiting = Waiting(tmp_path)
+
+    def roots(count: int) -> Iterator[int]:
+        for root in range(count):
+            time.sleep(0.06)
+            yield root + 2
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "record": record}
+        return evolve([3], roots, waiting.parse, waiting.process, **options)
+
+    assert in_flow(runner, body).results == [0, 1, 0, 1, 2, 0, 1, 2, 3]
+
+
+SLOW_S = 0.04  # an item; four of them are more than a generator is given before it is streamed
+
+
+def slow_then_breaks(count: int) -> Iterator[int]:
+    for item in range(count):
+        time.sleep(SLOW_S)
+        yield item
+    raise OSError("broken")
+
+
+def same(item: Any) -> Any:
+    return item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_was_given_before_the_failure_is_processed(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve([8, 0], slow_then_breaks, same, strategy=strategy, on_failure="ignore")
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == list(range(8))
+    half, nothing = outcome.failures
+    assert half.index == (0,)
+    assert "broken (items given before: 8; they are worked on)" in half.message
+    assert (nothing.index, nothing.message) == ((1,), "broken")
+    assert outcome.counts.by_stage["slow_then_breaks"].failed == 2
+
+
+class Retried:
+    """Breaks at its first attempt; the second gives the same, or something else."""
+
+    def __init__(self, folder: Path, shift: int) -> None:
+        self.folder, self.shift = str(folder), shift
+
+    def __call__(self, count: int) -> Iterator[int]:
+        first = Path(self.folder, "first")
+        again = first.exists()
+        for item in range(count):
+            time.sleep(SLOW_S)
+            yield item + (self.shift if again and item == 2 else 0)
+            if not again and item == count - 2:
+                first.touch()
+                raise OSError("for once")
+
+
+@pytest.mark.parametrize("shift", [0, 7])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_retried_generator_goes_on_where_it_was(
+    strategy: str, shift: int, runner: Any, tmp_path: Path
+) -> None:
+    parse = task(Retried(tmp_path, shift).__call__, name="retried", retries=1)
+
+    def body() -> Outcome:
+        return evolve([8], parse, same, strategy=strategy, on_failure="ignore")
+
+    outcome = in_flow(runner, body)
+    if not shift:
+        assert outcome.results == list(range(8))
+        assert not outcome.failures
+        return
+    # Which items were sent before is for the clock; none of them is taken back, or done twice.
+    assert outcome.results == list(range(len(outcome.results)))
+    (failure,) = outcome.failures
+    assert failure.error_type == "ItemsChanged"
+    assert "others now" in failure.message
+
+
+class Lead:
+    """How far a generator is ahead; the threads of the workers are threads of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.given = self.done = self.most = 0
+
+
+lead = Lead()
+
+
+def leading(count: int) -> Iterator[int]:
+    for item in range(count):
+        time.sleep(0.002)
+        with lead.lock:
+            lead.given += 1
+            lead.most = max(lead.most, lead.given - lead.done)
+        yield item
+
+
+def following(item: int) -> int:
+    time.sleep(0.01)
+    with lead.lock:
+        lead.done += 1
+    return item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_its_lead_stays_within_the_bound(strategy: str, runner: Any) -> None:
+    lead.given = lead.done = lead.most = 0
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "in_flight": 4, "buffered": 20, "batch": 1}
+        return evolve([300], leading, following, **options)
+
+    assert in_flow(runner, body).results == list(range(300))
+    # In flight, waiting, and the one that it holds; one more is done before its thread says so.
+    assert lead.most <= 4 + 20 + 2
+
+
+ended: dict[str, threading.Event] = {}
+
+
+def endless(name: str) -> Iterator[int]:
+    item = 0
+    try:
+        while True:
+            yield item
+            item += 1
+    finally:
+        ended[name].set()
+
+
+def endless_and_slow(name: str) -> Iterator[int]:
+    for item in endless(name):
+        time.sleep(0.005)
+        yield item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_who_leaves_the_loop_ends_it(strategy: str, runner: Any) -> None:
+    name = f"left by {strategy}"
+    ended[name] = threading.Event()
+
+    def body() -> list[int]:
+        found = []
+        for one in evolve_iter([name], endless, same, strategy=strategy, buffered=50):
+            found.append(one.value)
+            if len(found) == 200:
+                break
+        return found
+
+    assert len(set(in_flow(runner, body))) == 200
+    assert ended[name].wait(DEADLINE_S)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_limit_ends_it(strategy: str, runner: Any) -> None:
+    name = f"limited in {strategy}"
+    ended[name] = threading.Event()
+
+    def body() -> Outcome:
+        return evolve([name], endless_and_slow, same, strategy=strategy, max_items=60)
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == list(range(60))
+    assert ended[name].wait(DEADLINE_S)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_with_equal_items_and_recursion(strategy: str, runner: Any) -> None:
+    def parse(count: int) -> Iterator[int]:
+        for item in range(count):
+            time.sleep(SLOW_S)
+            yield item % 6
+
+    def process(item: int) -> Any:
+        return More(item, [item + 100], stage=1) if item < 100 else item
+
+    def body() -> Outcome:
+        return evolve([10], parse, process, strategy=strategy, unique=True)
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == [0, 100, 1, 101, 2, 102, 3, 103, 4, 104, 5, 105]
+    assert outcome.counts.repeated == 4
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_cannot_travel_is_a_failure(strategy: str, runner: Any) -> None:
+    def parse(count: int) -> Iterator[Any]:
+        for item in range(count):
+            time.sleep(SLOW_S)
+            yield item if item != 4 else (_ for _ in ())
+
+    def body() -> Outcome:
+        return evolve([8], parse, same, strategy=strategy, on_failure="ignore")
+
+    outcome = in_flow(runner, body)
+    (failure,) = outcome.failures
+    assert "cannot be pickled" in failure.message
+    assert outcome.results == list(range(len(outcome.results)))
+
+
+class DiesOnce:
+    """A generator whose worker is killed by one of its items, for once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def parse(self, count: int) -> Iterator[int]:
+        for item in range(count):
+            time.sleep(SLOW_S)
+            yield item
+            there(Path(self.folder, str(item - 5))) if item > 5 else None
+            if item == 9 and not Path(self.folder, "dead").exists():
+                Path(self.folder, "dead").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def process(self, item: int) -> int:
+        with Path(self.folder, str(item)).open("a") as diary:
+            diary.write("x")
+        return item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_killed_worker_costs_nothing_that_was_given(
+    strategy: str, process_workers: str, tmp_path: Path
+) -> None:
+    dies = DiesOnce(tmp_path)
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "batch": 1}
+        return evolve([15], dies.parse, dies.process, **options)
+
+    outcome = in_flow(EvolveTaskRunner(address=process_workers), body)
+    assert (tmp_path / "dead").exists()
+    assert outcome.results == list(range(15))
+    assert outcome.counts.discovered == 15
+    # What was reported before is not done again; at most what was in flight is.
+    assert (tmp_path / "0").read_text() == "x"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_it_raises_as_others_do(strategy: str, runner: Any) -> None:
+    with pytest.raises(EvolveFailed, match="broken"):
+        in_flow(runner, lambda: evolve([6], slow_then_breaks, same, strategy=strategy))
