@@ -31,7 +31,8 @@ class More:
         ...     return More(number, [number // 2, number // 2], stage=1) if number > 1 else number
         >>> halved(4)
         More(value=4, items=[2, 2], stage=1)
-        >>> # evolve([4], lambda number: [number], halved).results is [4, 2, 1, 1, 2, 1, 1]
+
+    With `evolve([4], lambda number: [number], halved)` the results are `[4, 2, 1, 1, 2, 1, 1]`.
     """
 
     value: Any = None

@@ -31,8 +31,8 @@ Rules, in the order in which they are looked at:
 7. How much goes into one unit is decided in `batching`, unless a number was given.
 8. What a dead worker took down goes before all else, in the parts and with the care that
    `suspects` says: first beside everything, then alone. What gives on the way is alone until
-   it gives something, and by that shows that it has got further. What was asked for beside the stages
-   (`add_extra`) comes next, and counts as one item.
+   it gives something, and by that shows that it has got further. What was asked for beside the
+   stages (`add_extra`) comes next, and counts as one item.
 9. No more than `max_items` items are discovered. What is found beyond them is left where it is,
    and nothing is expanded any more; what was discovered is worked on. What the last stage finds
    below `max_depth` is left, too.
