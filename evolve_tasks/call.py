@@ -32,6 +32,7 @@ from evolve_tasks.monitoring.terminal import showing, terminal
 from evolve_tasks.naming import short_repr
 from evolve_tasks.opened import Opened, flow_run_id
 from evolve_tasks.options import EvolveOptions, resolve_options
+from evolve_tasks.reducing import Reducing, reducing_by
 from evolve_tasks.report import Story
 from evolve_tasks.resuming import Resuming
 from evolve_tasks.runner import EvolveTaskRunner
@@ -55,9 +56,6 @@ SMALLEST_WINDOW = 16
 EVENTS_PER_MINUTE = 6_000
 CLOUD_EVENTS_PER_MINUTE = 1_500
 
-# Callables that this version does not have yet.
-LATER = ("reduce",)
-
 # Items that a generator may be ahead before the flow has said how it goes on.
 MOST_AHEAD = 1_000
 
@@ -79,6 +77,7 @@ class Call:
     label: Callable[[Any], Any] | None = None
     key: Callable[[Any], Any] | None = None
     collecting: Collecting | None = None
+    reducing: Reducing | None = None
 
     @classmethod
     def checked(
@@ -90,27 +89,22 @@ class Call:
         *,
         iterates: bool = False,
     ) -> Call:
-        later = {name: keywords[name] for name in LATER if name in keywords}
-        for name, value in later.items():
-            if value is not None:
-                raise InvalidInput(
-                    f"{name}={short_repr(value)}: this version of evolve-tasks does not have "
-                    f"{name}= yet, and an argument is never ignored in silence; leave it out"
-                )
-        given = {name: value for name, value in keywords.items() if name not in later}
+        given = dict(keywords)
         fingerprint, label = given.pop("fingerprint", None), given.pop("label", None)
-        key, collect = given.pop("key", None), given.pop("collect", None)
-        if collect is not None and iterates:
-            raise InvalidInput(
-                "collect= gives its values to outcome.collected, which evolve_iter does not have: "
-                "use evolve, or put results together in the loop"
-            )
+        key, collect, reduce = (given.pop(name, None) for name in ("key", "collect", "reduce"))
+        for name, value in (("collect", collect), ("reduce", reduce)):
+            if value is not None and iterates:
+                raise InvalidInput(
+                    f"{name}= gives what it makes to the outcome, which evolve_iter does not have: "
+                    "use evolve, or put results together in the loop"
+                )
         resolved = resolve_options(options, given)
         stages = stages_from(functions)
         _refuse_wrong_fingerprint(fingerprint, resolved)
         _refuse_wrong_label(label)
         _refuse_wrong_key(key, resolved)
         collecting = collecting_by(collect, len(stages))
+        reducing = reducing_by(reduce, len(stages) + (collecting is not None))
         _refuse_wrong_sources(sources)
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
@@ -133,7 +127,17 @@ class Call:
             client = distributed.get_client() if nested else runner.client  # type: ignore[attr-defined]
             _refuse_workers_without_api(client, runner)
         return cls(
-            sources, stages, resolved, choice, client, runner, fingerprint, label, key, collecting
+            sources,
+            stages,
+            resolved,
+            choice,
+            client,
+            runner,
+            fingerprint=fingerprint,
+            label=label,
+            key=key,
+            collecting=collecting,
+            reducing=reducing,
         )
 
     @contextmanager
@@ -192,6 +196,8 @@ class Call:
             unique=options.unique,
             key=self.key,
             collect=None if self.collecting is None else self.collecting.stage,
+            reduce=None if self.reducing is None else self.reducing.stage,
+            values_wanted=bool(self.reducing is None or self.collecting or resuming),
         )
         story = Story(time.time(), [stage.name for stage in self.stages], threads)
         run = EvolvingRun(
@@ -239,7 +245,7 @@ class Call:
         run.on_expanded = events.expanded
         run.label = self.label
         run.key = self.key
-        run.collecting = self.collecting
+        run.beside.collecting, run.beside.reducing = self.collecting, self.reducing
         run.streams = self._streams(threads, resuming)
         run.warn = logger.warning
         if self.client is not None and on_worker():

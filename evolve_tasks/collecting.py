@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.naming import short_repr
+from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage, function_name
-from evolve_tasks.workers.calls import SourceCall
+from evolve_tasks.workers.calls import Collected, Recorded, SourceCall, collect_run_id
 
 
 @dataclass(slots=True)
@@ -34,7 +35,6 @@ class Collecting:
 
     stage: Stage
     with_failures: bool
-    waiting: dict[int, Ended] = field(default_factory=dict)
     values: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # by position: of what, what
     _open: dict[int, Assembly] = field(default_factory=dict)
 
@@ -47,18 +47,35 @@ class Collecting:
         """A source was expanded; it may have given nothing."""
         self._of(position)
 
-    def ended(self, position: int, source: Any, call: SourceCall) -> bool:
-        """Whether a source that has ended is to be collected."""
+    def ended(self, position: int, source: Any, call: SourceCall) -> Ended | None:
+        """What is to be collected of a source that has ended."""
         gathered = self._open.pop(position, None)
         if gathered is None:
-            return False  # it was not begun
+            return None  # it was not begun
         failures = gathered.failures()
         if not self.with_failures and any(len(one.index) == 1 for one in failures):
-            return False
+            return None
         results = gathered.values(position)
         given = (source, results, failures) if self.with_failures else (source, results)
-        self.waiting[position] = Ended(source, call, given)
-        return True
+        return Ended(source, call, given)
+
+    def answered(
+        self, ended: Ended, answer: Any, lost: Failure | None
+    ) -> tuple[list[Portion], list[Recorded]]:
+        """Take what came of a source; a failure is part of the outcome, without results."""
+        position, failure, recorded = ended.call.position, lost, []
+        if isinstance(answer, Collected):
+            failure = answer.failure
+            if failure is None:
+                self.values[position] = ended.source, answer.value.value()
+            if answer.recorded:
+                error = None if failure is None else str(failure)
+                run_id = collect_run_id(ended.call)
+                recorded = [Recorded(run_id, self.stage.position, ended.call.label, error)]
+        if failure is None:
+            return [], recorded
+        failure = replace(failure, source=ended.source)
+        return [Portion(position, ended.source, 0, 0, [], [failure])], recorded
 
     def collected(self) -> list[tuple[Any, Any]]:
         """Sources and values, in the order of the sources."""

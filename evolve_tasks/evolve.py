@@ -67,10 +67,10 @@ class Overrides(TypedDict, total=False):
 
 
 class Callables(TypedDict, total=False):
-    """The callables of a run; this version has no `reduce` yet."""
+    """The callables of a run."""
 
     collect: Stagelike | None
-    reduce: Any
+    reduce: Stagelike | None
     key: Callable[[Any], Any] | None
     label: Callable[[Any], Any] | None
     fingerprint: Callable[[Any], Any] | None
@@ -100,7 +100,10 @@ def evolve(
             `outcome.collected`, as `(source, value)`. If it takes a third argument it is given
             the failures of the source, too, and is called also for a source that could not be
             expanded. What it raises is a failure of the source, which policies count.
-        reduce: not available yet.
+        reduce: a Prefect task or a function of two results that gives one of their kind, and does
+            not care how they are grouped, as `operator.add`. Results are combined on the workers,
+            in pairs whose shape follows from their positions, and do not come to the flow:
+            `outcome.reduced` is what all of them come to, and `outcome.results` is empty.
         fingerprint: takes a source and gives a plain value; a source whose value is another
             than in an earlier run of the same journal counts as changed. `file_fingerprint` is
             one for files.

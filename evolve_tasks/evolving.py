@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import length_hint
 from typing import Any
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid4
 
 from distributed import KilledWorker
 
-from evolve_tasks.collecting import Collecting
+from evolve_tasks.answers import Answer, Lost, failure_of, found_nested, found_of
+from evolve_tasks.beside import Beside
 from evolve_tasks.core.actions import Action, Expand, Extra, Found, Further, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
@@ -23,7 +24,7 @@ from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.core.window import Window
 from evolve_tasks.feeding import Arrival
 from evolve_tasks.journal import items_token
-from evolve_tasks.leads import Find, Lead, Leads, Share
+from evolve_tasks.leads import Find, Lead, Leads, Share, between
 from evolve_tasks.more import More
 from evolve_tasks.naming import label_of, short_repr, source_label
 from evolve_tasks.options import EvolveOptions, FailurePolicy
@@ -38,6 +39,8 @@ from evolve_tasks.workers.calls import (
     BatchResult,
     CollectCall,
     Collected,
+    CombineCall,
+    Combined,
     Discovery,
     ExpandCall,
     GivenUp,
@@ -52,29 +55,11 @@ from evolve_tasks.workers.calls import (
     Span,
     item_run_id,
 )
-from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.glimpses import Glimpse
 from evolve_tasks.workers.keys import keys_of
 from evolve_tasks.workers.marks import marks_path, number_of, take_marks
 from evolve_tasks.workers.streaming import Chunk
-from evolve_tasks.workers.transport import NOTHING, Packed, Unpacked
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A unit that Dask gave up: its worker died with it, or it could not be sent."""
-
-    error: BaseException
-
-    @property
-    def crashed(self) -> bool:
-        """Whether its worker died with it."""
-        return isinstance(self.error, KilledWorker)
-
-
-Answer = Measure | BatchResult | NestedResult | Collected | Lost | Arrival | Chunk
-
-PULLED = -1  # in place of a unit: what a `Pull` has brought
+from evolve_tasks.workers.transport import NOTHING, Packed
 
 
 class EvolvingRun:
@@ -158,7 +143,8 @@ class EvolvingRun:
         self._keys: dict[tuple[int, int], bytes] = {}  # what items are known by in a journal
         self.warn: Callable[..., None] = lambda message, *arguments: None
         self._seen = Seen(len(stages)) if options.unique else None
-        self.collecting: Collecting | None = None
+        self.beside = Beside(self.core, self.ledger)
+        self.adapted: str | None = None  # how the strategy has changed on the way, and why
         self.streams = Streams()
         self.key: Callable[[Any], Any] | None = None
 
@@ -186,12 +172,16 @@ class EvolvingRun:
         )
         if arrival.error is not None and self.options.on_failure == "fail_fast":
             actions += self.core.stop("the sources ended with an error (on_failure='fail_fast')")
-        return actions
+        return actions + self.beside.go_on()
 
     @property
     def all_stages(self) -> tuple[Stage, ...]:
-        """The stages, and what collects after them."""
-        return self.stages if self.collecting is None else (*self.stages, self.collecting.stage)
+        """The stages, and what comes beside them."""
+        return *self.stages, *self.beside.stages
+
+    def adapt(self, how: str) -> None:
+        """Note that the strategy has changed."""
+        self.adapted = how
 
     def interrupt(self) -> None:
         """Leave the run before its end; may be called from any thread."""
@@ -352,14 +342,11 @@ class EvolvingRun:
             if action.parent < 0:
                 self.on_expanded(label, size)
 
-    def collect_call(self, action: Extra) -> CollectCall:
+    def extra_call(self, action: Extra) -> CollectCall | CombineCall:
         """What to send for an `Extra`."""
-        assert self.collecting is not None, "it was asked for"
-        ended = self.collecting.waiting[action.number]
-        each = self.ledger.each_source(1, self.collecting.stage.task is not None)
-        recording = Recording(each=each, upstream=ended.call.run_id)
-        self._under_way[action.unit] = action, recording
-        return CollectCall(ended.call, Packed.of(ended.given), recording, action.crashes)
+        call = self.beside.call(action)
+        self._under_way[action.unit] = action, call.recording
+        return call
 
     def released(self, unit: int) -> None:
         """Carry out a `Release`."""
@@ -376,8 +363,7 @@ class EvolvingRun:
             source, call = self._open.pop(position)
             self.story.source_done(position, call.label)
             self.streams.source_done(position)
-            if self.collecting is not None and self.collecting.ended(position, source, call):
-                actions = self.core.add_extra(position)
+            actions = self.beside.source_ended(position, source, call)
         self._known.pop(position, None)
         self._met.discard(position)
         if self.resuming is not None:
@@ -397,37 +383,26 @@ class EvolvingRun:
             return []
         action, recording = self._under_way[unit]
         if isinstance(action, Extra):
-            return self._collected(action, answer)
+            return self._extra_portions(action, recording, answer)
         portions = self._portions(unit, action, recording, answer)
-        if self.collecting is not None:
-            self.collecting.gather(portions)
+        self.beside.gather(portions)
         return portions
 
-    def _collected(self, action: Extra, answer: Answer) -> list[Portion]:
-        """What came of collecting a source: a value beside the outcome's results, or a failure."""
-        collecting = self.collecting
-        assert collecting is not None, "it was asked for"
-        ended, stage = collecting.waiting[action.number], collecting.stage
-        position, label, failure = action.number, ended.call.label, None
-        match answer:
-            case Collected():
-                failure = answer.failure
-                if failure is None:
-                    collecting.values[position] = ended.source, answer.value.value()
-                if answer.recorded:
-                    run_id = uuid5(ended.call.run_id, "collect")
-                    error = None if failure is None else str(failure)
-                    self.recorded.append(Recorded(run_id, stage.position, label, error))
-            case Lost():
-                if answer.crashed and not self.core.gives_up(action.unit):
-                    return []  # it runs again
-                failure = _failure_of(answer, stage.name, (position,), ended.source)
-        del collecting.waiting[position]
-        if failure is None:
-            return []
-        failure = replace(failure, source=ended.source)
-        tell_lost(self.story, ended.call, failure, None)
-        return [Portion(position, ended.source, 0, 0, [], [failure])]
+    def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
+        """What came of something beside the stages."""
+        lost = None
+        if isinstance(answer, Lost):
+            if answer.crashed and not self.core.gives_up(action.unit):
+                return []  # it runs again
+            lost = failure_of(answer, self.beside.name_of(action), self.beside.index_of(action), "")
+        portions, recorded = self.beside.answered(action, recording, answer, lost)
+        self.recorded += recorded
+        for portion in portions:
+            for failure in portion.failures:
+                self.story.failed(
+                    failure.stage, failure.error_type, failure.item, failure.message, None
+                )
+        return portions
 
     def _portions(
         self, unit: int, action: Expand | Process, recording: Recording, answer: Answer
@@ -480,8 +455,9 @@ class EvolvingRun:
                 self.deaths = True
                 return self.core.crashed(unit)
             failed = isinstance(answer, Lost)
-            failed = failed or (isinstance(answer, Collected) and answer.failure is not None)
-            return self.core.extra_ended(unit, failed=failed)
+            if isinstance(answer, Collected | Combined):
+                failed = answer.failure is not None
+            return self.core.extra_ended(unit, failed=failed) + self.beside.go_on()
         if isinstance(action, Expand):
             self._glimpses.pop(action.start, None)
             self.streams.ended(unit)
@@ -504,7 +480,7 @@ class EvolvingRun:
                 )
                 actions = core.expanded(
                     unit,
-                    self._resumed(action, _found_nested(answer)),
+                    self._resumed(action, found_nested(answer)),
                     seconds=answer.measure.parse_s,
                     inline_s=answer.measure.inline_s
                     + sum(batch.result.worked_s for batch in answer.batches),
@@ -517,7 +493,7 @@ class EvolvingRun:
                     self._unit_runs[unit] = recording.unit
                 return core.expanded(
                     unit,
-                    self._resumed(action, [_found(end) for end in answer.ends]),
+                    self._resumed(action, [found_of(end) for end in answer.ends]),
                     seconds=answer.parse_s,
                     inline_s=answer.inline_s,
                     further=further,
@@ -623,7 +599,7 @@ class EvolvingRun:
             if resuming is not None:
                 recalled = resuming.expanded(call.index, call.label, size, token())
             known = [(start, stop) for start, stop, _ in recalled]
-            return Share(size, 0, tuple(_between(known, size))), recalled
+            return Share(size, 0, tuple(between(known, size))), recalled
         fresh, recalled = self._seen.fresh(stage, keys), []
         if resuming is not None:
             for position in fresh:
@@ -651,6 +627,7 @@ class EvolvingRun:
                     value = value.value
                 plain.append(value)
             source = self._source(call)
+            self.beside.known(call.index, start, plain, set(leading))
             portion = Portion(
                 call.position, source, start, stop, plain, resumed=True, inner=call.inner
             )
@@ -760,8 +737,9 @@ class EvolvingRun:
             zip(calls, measure.ends, values, strict=True)
         ):
             source = self._source(call)
-            if self.collecting is not None and not end.skipped:
-                self.collecting.expanded(call.position)
+            if not end.skipped:
+                self.beside.expanded(call.position)
+            self.beside.parts(call.index, end.parts)
             portions += self._take_over(finds, action, offset, call, end)
             if call.known:
                 continue
@@ -781,7 +759,10 @@ class EvolvingRun:
                     inner=call.inner,
                 )
                 mores = self._found(finds, offset, call, end.discoveries)
-                portions += self._noted(portion, mores).cut_after(mores)
+                if len(worked_out) < end.ended - end.not_run - len(end.failures):
+                    portions.append(portion)  # results are combined where they are
+                else:
+                    portions += self._noted(portion, mores).cut_after(mores)
         return portions
 
     def _found(
@@ -834,7 +815,10 @@ class EvolvingRun:
         failures = [replace(failure, source=source) for failure in batch.failures]
         values, stop = batch.values.value(), stop - batch.not_run
         mores = self._found(finds, offset, call, batch.discoveries)
+        self.beside.parts(call.index, batch.parts)
         portion = Portion(call.position, source, start, stop, values, failures, inner=call.inner)
+        if len(values) + len(failures) < stop - start:
+            return [portion]  # results are combined where they are
         return self._noted(portion, mores, keys).cut_after(mores)
 
     def _running(self, action: Expand | Process, lost: Lost) -> list[int] | None:
@@ -872,7 +856,7 @@ class EvolvingRun:
             source = self._source(call)
             failures = [
                 replace(
-                    _failure_of(lost, stage, (*call.index, item), None),
+                    failure_of(lost, stage, (*call.index, item), None),
                     source=source,
                     item=f"item {item} of {call.label}",
                 )
@@ -902,7 +886,7 @@ class EvolvingRun:
         for call in self._expanded[action.unit]:
             source = self._source(call)
             given = None if call.inner else source
-            failure = replace(_failure_of(lost, stage, call.index, given), source=source)
+            failure = replace(failure_of(lost, stage, call.index, given), source=source)
             if call.inner:
                 failure = replace(failure, item=f"item {call.label}")
             recorded = lost.crashed and self.stages[action.stage].task is not None
@@ -977,71 +961,6 @@ def failure_budget(policy: FailurePolicy) -> FailureBudget:
             return Bounded(policy.count, policy.ratio)
 
 
-def readable(answer: Answer) -> Answer:
-    """Unpack the values of an answer; make a failure of what cannot be unpacked here.
-
-    A value may be pickled on a worker and yet not be unpickled in the flow: its class is not
-    there, or takes other arguments than it passes on.
-    """
-    parts: list[Measure | BatchResult | Collected] = []
-    match answer:
-        case Collected():
-            parts = [answer]
-        case Measure() | BatchResult():
-            parts = [answer]
-        case NestedResult():
-            parts = [answer.measure, *(batch.result for batch in answer.batches)]
-    for part in parts:
-        try:
-            if isinstance(part, Collected):
-                part.value = Unpacked(part.value.value())
-                continue
-            part.values = Unpacked(part.values.value())
-            for one in _discoveries_of(part):
-                one.items = Unpacked(one.items.value())
-        except Exception as error:
-            return Lost(
-                TypeError(
-                    "results came back, but cannot be unpickled in the flow's process "
-                    f"({type(error).__name__}: {error}); return plain values, or see that their "
-                    "classes are installed there and can be made from what they pickle"
-                )
-            )
-    return answer
-
-
-def _discoveries_of(part: Measure | BatchResult) -> list[Discovery]:
-    if isinstance(part, BatchResult):
-        return part.discoveries
-    return [one for end in part.ends for one in end.discoveries]
-
-
-def _between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """What lies between ranges, which are in order."""
-    at = 0
-    for start, stop in [*ranges, (size, size)]:
-        if at < start:
-            yield at, start
-        at = stop
-
-
-def _failure_of(lost: Lost, stage: str, index: tuple[int, ...], item: Any) -> Failure:
-    if not isinstance(lost.error, KilledWorker):
-        return failure_from(lost.error, stage=stage, index=index, item=item)
-    return Failure(
-        stage=stage,
-        source=None,
-        index=index,
-        item=short_repr(item),
-        error_type="KilledWorker",
-        message=f"{MOST_DEATHS} workers died while they worked on it, the last time on it alone "
-        f"({lost.error.last_worker.address}): it was out of memory, or its code ends the process; "
-        "the worker's own log may say more",
-        attempts=MOST_DEATHS,
-        crashed=True,
-    )
-
-
 def _known_length(sources: Iterable[Any]) -> int | None:
     """How many sources there are, where that can be told without taking one."""
     try:
@@ -1049,43 +968,3 @@ def _known_length(sources: Iterable[Any]) -> int | None:
     except Exception:  # an object of the user's, with a __len__ that does not work
         return None
     return length if length >= 0 else None
-
-
-def _found(end: SourceEnd) -> Found:
-    return Found(
-        size=end.size,
-        ended=end.ended,
-        failed=len(end.failures),
-        not_run=end.not_run,
-        lost=end.failure is not None,
-        skipped=end.skipped,
-        start=end.given,
-    )
-
-
-def _found_nested(answer: NestedResult) -> list[Found]:
-    """What became of the items of a nested unit.
-
-    They have ended on the spot or in its batches, were never begun, or their worker died.
-    """
-    done = [end.ended - end.not_run for end in answer.measure.ends]
-    failed = [len(end.failures) for end in answer.measure.ends]
-    orphans: list[list[tuple[int, int]]] = [[] for _ in answer.measure.ends]
-    for batch in answer.batches:
-        done[batch.offset] += batch.stop - batch.start - batch.result.not_run
-        failed[batch.offset] += len(batch.result.failures)
-    for one in answer.orphans:
-        orphans[one.offset].append((one.start, one.stop))
-    found = []
-    for offset, end in enumerate(answer.measure.ends):
-        ended = end.size - sum(stop - start for start, stop in orphans[offset])
-        found.append(
-            _found(end)._replace(
-                ended=ended,
-                failed=failed[offset],
-                not_run=ended - done[offset],
-                left=tuple(sorted(orphans[offset])) or None,
-                orphaned=bool(orphans[offset]),
-            )
-        )
-    return found

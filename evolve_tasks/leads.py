@@ -5,7 +5,7 @@ The last stage has found them, or a stage has given them before it had all of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,3 +109,12 @@ class Leads:
     def release(self, unit: int) -> None:
         """Forget what a unit has found."""
         self._lists.pop(unit, None)
+
+
+def between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What lies between ranges, which are in order."""
+    at = 0
+    for start, stop in [*ranges, (size, size)]:
+        if at < start:
+            yield at, start
+        at = stop

@@ -34,7 +34,7 @@ from evolve_tasks.runner import EvolveTaskRunner
 from evolve_tasks.strategies.as_completed import run_as_completed
 from evolve_tasks.strategies.asynchronous import run_async
 from evolve_tasks.strategies.choice import Choice
-from evolve_tasks.strategies.nested import run_nested
+from evolve_tasks.strategies.nested import run_adaptive, run_nested
 from evolve_tasks.strategies.sequential import run_sequential
 from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.workers.calls import RunSpec
@@ -81,6 +81,7 @@ class Opened:
     _threads: int
     gone: list[str] = field(default_factory=list)
     _degraded: bool = False
+    _adapted: bool = False
     _ended: str = "running"
     _logger: Any = field(default_factory=get_run_logger)
     _began: datetime = field(default_factory=now)
@@ -96,6 +97,8 @@ class Opened:
         match self.choice.strategy:
             case "sequential":
                 portions = run_sequential(self.run, self.spec)
+            case "as_completed" if self.choice.adapts:
+                portions = run_adaptive(self.run, self.submitter, self._threads)
             case "as_completed":
                 portions = run_as_completed(self.run, self.submitter)
             case "nested":
@@ -115,6 +118,9 @@ class Opened:
             used = len(self.run.recorded)
             self.events.degraded(ledger.degraded, used)
             self._logger.info("Items are recorded by the batch: %s", ledger.degraded)
+        if self.run.adapted is not None and not self._adapted:
+            self._adapted = True
+            self._logger.info("The strategy changes: %s", self.run.adapted)
 
     def vanished(self) -> list[str]:
         """Say which sources are gone since an earlier run, once all have been taken."""
@@ -199,18 +205,20 @@ class Opened:
             if isinstance(self.runner, EvolveTaskRunner):
                 self.runner.acknowledge_at_end(self._flow_run_id, message)
             raise RunCancelled(message)
+        collecting = run.beside.collecting
         outcome = Outcome(
             results=[value for _, values in by_source for value in values],
             by_source=by_source,
-            failures=failures,
+            failures=failures + run.beside.failures(),
             counts=run.counts(),
             strategy=self.choice.strategy,
-            reason=self.choice.reason,
+            reason="; ".join(filter(None, [self.choice.reason, run.adapted])),
             duration_s=self.shown.duration_s,
             stopped=run.core.left_out,
             error=run.source_error,
             vanished=self.gone,
-            collected=run.collecting.collected() if run.collecting is not None else [],
+            collected=collecting.collected() if collecting is not None else [],
+            reduced=run.beside.reduced(),
             facts=self.shown.report(),
         )
         if run.core.rejected or run.source_error is not None:

@@ -175,6 +175,13 @@ class Evolution:
         return over and not self._open
 
     @property
+    def only_extras(self) -> bool:
+        """Whether nothing is left but what was asked for beside the stages."""
+        over = self._sources_ended or (self.closed and not self._pulling)
+        units = len(self._units) - self._extras_flying
+        return over and not (units or self._lists or self._suspects)
+
+    @property
     def closed(self) -> bool:
         """Whether no further source is wanted."""
         return self.stopped is not None or self.limited is not None
@@ -545,6 +552,11 @@ class Evolution:
         if failed or self._leads_on:
             self._judge()
         return self._fill([])
+
+    def failed_beside(self) -> None:
+        """Note a failure of what goes with the items, and is none of theirs."""
+        self._extras_failed += 1
+        self._judge()
 
     def crashed(self, unit: int, running: Collection[int] | None = None) -> list[Action]:
         """Answer an `Expand` or a `Process`: its worker died, and with it all that it did.

@@ -106,7 +106,7 @@ class Shown:
             state=self._state,
             title=self.title,
             strategy=self._strategy,
-            reason=self._reason,
+            reason="; ".join(filter(None, [self._reason, self._run.adapted])),
             duration_s=self.duration_s,
         )
         if self._dashboard is not None:

@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 from distributed import Future
 
+from evolve_tasks.answers import PULLED, Answer, readable
 from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
-from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
+from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.strategies.submitting import IDLE_S, Ended, Submitter, abandon, chunk_feed
 from evolve_tasks.workers.calls import ExpandCall, Measure
@@ -131,7 +132,7 @@ class _Sources:
                     self._run.released(unit)
                     self._submitter.release(unit)
                 case Extra() as action:
-                    self._start(self._collect(action))
+                    self._start(self._do_extra(action))
                 case SourceDone(source):
                     todo.extend(self._run.source_done(source))
 
@@ -159,8 +160,8 @@ class _Sources:
         answer = await self._answer(action.unit, future)
         self._answers.put_nowait((action.unit, answer))
 
-    async def _collect(self, action: Extra) -> None:
-        future = self._submitter.collect(action.unit, self._run.collect_call(action))
+    async def _do_extra(self, action: Extra) -> None:
+        future = self._submitter.extra(action.unit, self._run.extra_call(action))
         self._answers.put_nowait((action.unit, await self._answer(action.unit, future)))
 
     async def _answer(self, unit: int, future: Future[Any]) -> Answer:

@@ -18,6 +18,7 @@ class Choice:
     strategy: StrategyName
     reason: str
     warn: bool = False
+    adapts: bool = False  # it may change on the way
 
 
 def choose(
@@ -62,7 +63,7 @@ def choose(
         return Choice("nested", "it was called inside a task on a Dask worker")
     if any(generates(stage) for stage in stages[:-1]):
         return Choice("nested", "an expanding stage is a generator")
-    return Choice("as_completed", "the flow runs on Dask")
+    return Choice("as_completed", "the flow runs on Dask", adapts=True)
 
 
 def generates(stage: Stage) -> bool:

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Protocol
 
+from evolve_tasks.answers import PULLED, Answer, readable
 from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Release, SourceDone
 from evolve_tasks.core.assembly import Portion
-from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, readable
+from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival
-from evolve_tasks.workers.calls import CollectCall, ExpandCall, ProcessCall
+from evolve_tasks.workers.calls import CollectCall, CombineCall, ExpandCall, ProcessCall
 
 
 class Carrier(Protocol):
@@ -28,8 +29,8 @@ class Carrier(Protocol):
         """Begin a batch."""
         ...
 
-    def collect(self, action: Extra, call: CollectCall) -> None:
-        """Begin to collect what a source gave."""
+    def extra(self, action: Extra, call: CollectCall | CombineCall) -> None:
+        """Begin what was asked for beside the stages."""
         ...
 
     def release(self, unit: int) -> None:
@@ -132,7 +133,7 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
                 run.released(unit)
                 carrier.release(unit)
             case Extra() as action:
-                carrier.collect(action, run.collect_call(action))
+                carrier.extra(action, run.extra_call(action))
             case SourceDone(source):
                 todo.extend(run.source_done(source))
     return refused

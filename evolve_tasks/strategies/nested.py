@@ -7,11 +7,14 @@ of them together stay within it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
+from evolve_tasks.answers import Answer
 from evolve_tasks.core.actions import Expand
 from evolve_tasks.core.assembly import Portion
+from evolve_tasks.core.bottleneck import Bottleneck
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.window import Window
 from evolve_tasks.evolving import EvolvingRun, failure_budget
@@ -124,6 +127,42 @@ class _NestedCarrier(FutureCarrier):
         )
         kept = self._run.core.keeps(action.unit)
         self.ended.add(action.unit, self.submitter.nested(action.unit, nested, kept=kept))
+
+
+def run_adaptive(
+    run: EvolvingRun, submitter: Submitter, threads: int
+) -> Generator[Portion, None, None]:
+    """Submit items from the flow as long as it keeps up; then let new sources submit theirs."""
+    return drive(run, _AdaptiveCarrier(run, submitter, threads))
+
+
+class _AdaptiveCarrier(_NestedCarrier):
+    """Changes from `as_completed` to `nested` when the flow's process cannot keep up."""
+
+    def __init__(self, run: EvolvingRun, submitter: Submitter, threads: int) -> None:
+        super().__init__(run, submitter, threads)
+        self._adapts = self._sends_items is None and run.in_flight is None
+        self._sends_items = self._sends_items or "the flow keeps up"
+        self._bottleneck = Bottleneck()
+        self._answered = time.monotonic()
+
+    def answers(self) -> Iterable[tuple[int, Answer]]:
+        asked = time.monotonic()
+        answers = list(super().answers())
+        before, self._answered = self._answered, time.monotonic()
+        if self._adapts:
+            share = self._bottleneck.spent(
+                busy_s=asked - before,
+                waited_s=self._answered - asked,
+                starving=len(self.ended.under_way()) < 2 * self._threads,
+            )
+            if share is not None:
+                self._adapts, self._sends_items = False, None
+                self._run.adapt(
+                    f"nested from source {self._run.core.sources} on, as the flow's process was "
+                    f"busy for {share:.0%} of the time, and threads had no work"
+                )
+        return answers
 
 
 def _within_source(budget: FailureBudget) -> FailureBudget:

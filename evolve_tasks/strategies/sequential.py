@@ -13,15 +13,17 @@ from typing import Any
 
 from prefect.context import SyncClientContext
 
+from evolve_tasks.answers import PULLED, Answer
 from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.batching import TARGET_S
-from evolve_tasks.evolving import PULLED, Answer, EvolvingRun
+from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import take_one
 from evolve_tasks.strategies.drive import drive
 from evolve_tasks.workers.bound import SIGNALS
 from evolve_tasks.workers.calls import (
     CollectCall,
+    CombineCall,
     ExpandCall,
     Expansion,
     Part,
@@ -111,8 +113,8 @@ class _InTurn:
 
         self._due.append((action.unit, answer))
 
-    def collect(self, action: Extra, call: CollectCall) -> None:
-        self._due.append((action.unit, lambda: self._runtime.collect(call)))
+    def extra(self, action: Extra, call: CollectCall | CombineCall) -> None:
+        self._due.append((action.unit, lambda: self._runtime.extra(call)))
 
     def _part(self, action: Expand | Process, part: Part) -> Sequence[Any]:
         items: Sequence[Any] = self._expansions[action.parent].lists[part.offset]

@@ -14,16 +14,18 @@ from uuid import uuid4
 import distributed
 from distributed import Client, Future, Queue
 
+from evolve_tasks.answers import PULLED, Answer, Lost
 from evolve_tasks.context import register
 from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
-from evolve_tasks.evolving import PULLED, Answer, EvolvingRun, Lost
+from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
 from evolve_tasks.strategies.serving import Serving, address_of
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
     CollectCall,
+    CombineCall,
     ExpandCall,
     Measure,
     NestedResult,
@@ -118,6 +120,8 @@ class Submitter:
         functions = {stage.name: stage.function for stage in self._stages}
         if self._spec.collect is not None:
             functions["collect="] = self._spec.collect.function
+        if self._spec.reduce is not None:
+            functions["reduce="] = self._spec.reduce.function
         for name in ("label", "key"):
             if (function := getattr(self._spec, name)) is not None:
                 functions[f"{name}="] = function
@@ -194,12 +198,13 @@ class Submitter:
             stage, action.unit, units.process, self._run, call, *found, priority=PROCESS
         )
 
-    def collect(self, unit: int, call: CollectCall) -> Future[Any]:
-        """Submit the collection of what a source gave."""
-        assert self._spec.collect is not None, "it was asked for"
-        return self._submit(
-            self._spec.collect, unit, units.collect, self._run, call, priority=PROCESS
-        )
+    def extra(self, unit: int, call: CollectCall | CombineCall) -> Future[Any]:
+        """Submit what was asked for beside the stages."""
+        collects = isinstance(call, CollectCall)
+        stage = self._spec.collect if collects else self._spec.reduce
+        assert stage is not None, "it was asked for"
+        function: Any = units.collect if collects else units.combine
+        return self._submit(stage, unit, function, self._run, call, priority=PROCESS)
 
     def _part(self, unit: int, parent: int, part: Part) -> Future[Any]:
         """What a unit takes its items from."""
@@ -427,8 +432,8 @@ class FutureCarrier:
     def process(self, action: Process, call: ProcessCall) -> None:
         self.ended.add(action.unit, self.submitter.process(action, call))
 
-    def collect(self, action: Extra, call: CollectCall) -> None:
-        self.ended.add(action.unit, self.submitter.collect(action.unit, call))
+    def extra(self, action: Extra, call: CollectCall | CombineCall) -> None:
+        self.ended.add(action.unit, self.submitter.extra(action.unit, call))
 
     def release(self, unit: int) -> None:
         self.submitter.release(unit)

@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 from dask.sizeof import sizeof
 from prefect import Task
 
+from evolve_tasks.core.folding import Block
 from evolve_tasks.naming import LABEL, one_line
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
@@ -35,6 +36,8 @@ class RunSpec:
         unique: the flow wants to know what stands for each item that is found.
         key: what makes two items the same then; `None`: they are compared themselves.
         collect: what is called with each source that has ended; `None` for nothing.
+        reduce: what combines two results; `None` for nothing.
+        values_wanted: the flow wants each result, also where they are combined.
     """
 
     run: str
@@ -51,6 +54,8 @@ class RunSpec:
     unique: bool = False
     key: Callable[[Any], Any] | None = None
     collect: Stage | None = None
+    reduce: Stage | None = None
+    values_wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +217,7 @@ class CollectCall:
     @property
     def run_id(self) -> UUID:
         """Id of its task run."""
-        return uuid5(self.source.run_id, "collect")
+        return collect_run_id(self.source)
 
 
 @dataclass(slots=True)
@@ -230,6 +235,47 @@ class Collected:
     failure: Failure | None
     recorded: bool
     span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class CombineCall:
+    """Combine parts that units came to.
+
+    Args:
+        groups: N >= 1 groups of blocks, in order, each of which becomes one part.
+        label: what its task run's name has in brackets.
+        index: positions from the source down to the first list, for a failure.
+        recording: what Prefect sees of it.
+        crashes: workers that died with it.
+    """
+
+    groups: list[list[Block]]
+    label: str
+    index: tuple[int, ...]
+    recording: Recording
+    crashes: int = 0
+
+
+@dataclass(slots=True)
+class Combined:
+    """What groups came to.
+
+    Args:
+        parts: the parts, each packed; none if it failed.
+        failure: why it failed.
+        recorded: it was a task run.
+        span: when and where it ran.
+    """
+
+    parts: list[Packed]
+    failure: Failure | None
+    recorded: bool
+    span: Span
+
+
+def collect_run_id(source: SourceCall) -> UUID:
+    """Id of the task run that collects a source."""
+    return uuid5(source.run_id, "collect")
 
 
 def item_run_id(source_run_id: UUID, position: int) -> UUID:
@@ -265,6 +311,21 @@ class Discovery:
 
 
 @dataclass(slots=True)
+class Parts:
+    """What consecutive items come to, as far as they can be combined without others.
+
+    Args:
+        blocks: nodes of their list's tree, each with a packed part.
+        own: position and packed part of items that led further, which stand alone.
+        failure: why there are none, if combining failed.
+    """
+
+    blocks: list[Block] = field(default_factory=list)
+    own: list[tuple[int, Packed]] = field(default_factory=list)
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
 class SourceEnd:
     """How the expansion of one source ended.
 
@@ -281,6 +342,7 @@ class SourceEnd:
         keys: what stands for each of its items, where they are compared.
         discoveries: what items that were worked on have found.
         given: items that were sent before, and are not among `size`.
+        parts: what items that were worked on come to, where results are combined.
     """
 
     size: int = 0
@@ -295,6 +357,7 @@ class SourceEnd:
     keys: bytes = b""
     discoveries: list[Discovery] = field(default_factory=list)
     given: int = 0
+    parts: Parts | None = None
 
 
 @dataclass(slots=True)
@@ -359,6 +422,7 @@ class BatchResult:
         worked_s: seconds that its items took, without what surrounds them.
         span: when and where it ran.
         discoveries: what its items have found.
+        parts: what its items come to, where results are combined.
     """
 
     values: Packed
@@ -369,6 +433,7 @@ class BatchResult:
     worked_s: float
     span: Span
     discoveries: list[Discovery] = field(default_factory=list)
+    parts: Parts | None = None
 
 
 @dataclass(slots=True)

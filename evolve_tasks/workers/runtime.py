@@ -10,7 +10,7 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from distributed import get_worker
 from distributed.protocol.pickle import dumps, loads
@@ -24,10 +24,13 @@ from evolve_tasks.workers.calls import (
     BatchResult,
     CollectCall,
     Collected,
+    CombineCall,
+    Combined,
     Discovery,
     ExpandCall,
     Expansion,
     Measure,
+    Parts,
     ProcessCall,
     Recording,
     RunSpec,
@@ -36,6 +39,7 @@ from evolve_tasks.workers.calls import (
     Span,
     item_run_id,
 )
+from evolve_tasks.workers.combining import combining, part_of, parts_of
 from evolve_tasks.workers.context import tracking_alone
 from evolve_tasks.workers.discoveries import taken_apart
 from evolve_tasks.workers.engines import record_failure
@@ -109,12 +113,18 @@ class Runtime:
                 BoundStage(stage, signals, self._threads, spec.most_items) for stage in spec.stages
             ]
         )
-        if spec.collect is not None:
-            self._bound.append(
-                template.copy().run(
-                    partial(BoundStage, spec.collect, signals, self._threads, spread=True)
-                )
-            )
+        self._collects = self._beside(spec.collect, signals)
+        self._reduces = self._beside(spec.reduce, signals)
+
+    def _beside(
+        self, stage: Stage | None, signals: tuple[type[BaseException], ...]
+    ) -> BoundStage | None:
+        """What is called beside the stages, with several arguments."""
+        if stage is None:
+            return None
+        return self._template.copy().run(
+            partial(BoundStage, stage, signals, self._threads, spread=True)
+        )
 
     def expand(self, call: ExpandCall, items: Sequence[Any]) -> Expansion:
         """Run an expanding stage on each of some sources, or of some items."""
@@ -126,9 +136,17 @@ class Runtime:
         self._mark(call.source, call.part.start)
         return self._in_context(self._process, call, items)
 
+    def extra(self, call: CollectCall | CombineCall) -> Collected | Combined:
+        """Do what was asked for beside the stages."""
+        return self.collect(call) if isinstance(call, CollectCall) else self.combine(call)
+
     def collect(self, call: CollectCall) -> Collected:
         """Call what collects the results of a source."""
         return self._in_context(self._collect, call)
+
+    def combine(self, call: CombineCall) -> Combined:
+        """Combine parts that units came to."""
+        return self._in_context(self._combine, call)
 
     def open_run(self, stage: int, label: str) -> OpenRun:
         """Begin a task run that units may belong to, under the name of a stage's task."""
@@ -288,7 +306,8 @@ class Runtime:
             end.failures, end.recorded = self._failures(
                 here, _in_passing(call), source, upstream, rans, items, 0
             )
-            values[source.index] = [ran.value for ran in rans if ran.error is None]
+            values[source.index] = self._values(rans)
+            end.parts = self._parts(source, rans, 0, end.discoveries, upstream)
         return Packed.of([values.get(source.index, []) for source in call.sources])
 
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
@@ -320,7 +339,7 @@ class Runtime:
             start,
         )
         return BatchResult(
-            Packed.of([ran.value for ran in ended if ran.error is None]),
+            Packed.of(self._values(ended)),
             failures,
             len(items) - len(ended),
             recorded,
@@ -328,10 +347,12 @@ class Runtime:
             worked_s,
             span,
             discoveries,
+            self._parts(call.source, ended, start, discoveries, call.recording.unit),
         )
 
     def _collect(self, call: CollectCall) -> Collected:
-        bound = self._bound[-1]
+        bound = self._collects
+        assert bound is not None, "it was asked for"
         source, given = call.source, call.given.value()
         name = f"{bound.stage.name}[{source.label}]"
         span = self._begin()
@@ -348,6 +369,55 @@ class Runtime:
             self._record_failure(bound, call.run_id, source.label, upstream, ran.error)
             recorded = True
         return Collected(NOTHING, failure, recorded, span)
+
+    def _combine(self, call: CombineCall) -> Combined:
+        bound = self._reduces
+        assert bound is not None, "it was asked for"
+        span, name = self._begin(), f"{bound.stage.name}[{call.label}]"
+        log_run_id = call.recording.unit or uuid4()
+
+        def body() -> list[Packed]:
+            with combining(bound, log_run_id, name) as combine:
+                return [part_of(bound.stage.name, group, combine) for group in call.groups]
+
+        failure, parts = None, []
+        try:
+            parts = self._as_unit(bound, call.recording, name, body)()
+        except Exception as error:
+            failure = failure_from(
+                error, stage=bound.stage.name, index=call.index, item="what was combined"
+            )
+        span.ended = time.time()
+        recorded = call.recording.unit is not None and bound.task is not None
+        return Combined(parts, failure, recorded, span)
+
+    def _parts(
+        self,
+        source: SourceCall,
+        ended: Sequence[Ran],
+        start: int,
+        discoveries: Sequence[Discovery],
+        run_id: UUID | None,
+    ) -> Parts | None:
+        """What items come to that have ended, where results are combined."""
+        bound = self._reduces
+        if bound is None:
+            return None
+        name = f"{bound.stage.name}[{source.label}]"
+        try:
+            with combining(bound, run_id or source.run_id, name) as combine:
+                return parts_of(ended, start, discoveries, combine)
+        except Exception as error:
+            index, item = (*source.index, start), f"results of {source.label}"
+            return Parts(
+                failure=failure_from(error, stage=bound.stage.name, index=index, item=item)
+            )
+
+    def _values(self, ended: Sequence[Ran]) -> list[Any]:
+        """Results that the flow wants to see."""
+        if not self.spec.values_wanted:
+            return []
+        return [ran.value for ran in ended if ran.error is None]
 
     def _work_on(
         self,

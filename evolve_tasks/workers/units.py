@@ -10,6 +10,8 @@ from evolve_tasks.workers.calls import (
     BatchResult,
     CollectCall,
     Collected,
+    CombineCall,
+    Combined,
     ExpandCall,
     Expansion,
     Measure,
@@ -37,6 +39,11 @@ def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -
 def collect(run: str, call: CollectCall) -> Collected:
     """Collect what a source gave."""
     return runtime_of(run, call.crashes).collect(call)
+
+
+def combine(run: str, call: CombineCall) -> Combined:
+    """Combine parts that units came to."""
+    return runtime_of(run, call.crashes).combine(call)
 
 
 def measure(expansion: Expansion) -> Measure:

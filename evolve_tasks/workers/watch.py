@@ -39,9 +39,22 @@ _time = VirtualTime()
 _OF_A_RUN = re.compile("-[0-9a-f]{12}$")
 
 
+# Dask holds many tasks without dependencies back until a worker has nothing else to do, which never
+# comes while another run has items: sources would starve. Those that are bound to some host it
+# sends at once; to one that there is not, and loosely, they may go anywhere.
+NOWHERE = "evolve-anywhere"
+
+WATCH = "evolve-watch-"
+
+
 def watch_name(run: str) -> str:
     """Name under which the plugin of a run is registered with the scheduler."""
-    return f"evolve-watch-{run}"
+    return f"{WATCH}{run}"
+
+
+def _restricted(task: Any) -> bool:
+    """Whether a task has to run on some workers, and not on others."""
+    return bool(task.worker_restrictions or task.host_restrictions or task.resource_restrictions)
 
 
 class RunWatch(SchedulerPlugin):
@@ -81,8 +94,11 @@ class RunWatch(SchedulerPlugin):
         """
         # Those that they depend on are told of again.
         ours = [key for key in tasks if self._is_ours(key) and key not in self._in_turn]
+        shared = sum(name.startswith(WATCH) for name in scheduler.plugins) > 1
         for task in map(scheduler.tasks.__getitem__, ours):
             self._in_turn.add(task.key)
+            if shared and not (task.dependencies or _restricted(task)):
+                task.host_restrictions, task.loose_restrictions = {NOWHERE}, True
             task.suspicious = scheduler.allowed_failures
             assert task.priority is not None, "the scheduler has just given it one"
             level, place = -int(task.priority[0]), task.priority[-1]

@@ -273,7 +273,7 @@ def test_outside_a_flow_it_is_refused() -> None:
         (([1], count_up, double), {"batch": 0}, ["batch", "0", "1"]),
         (([1], count_up, double), {"batch": -3}, ["batch", "-3"]),
         (([1], count_up, double), {"batch": 2, "options": {"batch": 3}}, ["batch", "once"]),
-        (([1], count_up, double), {"collect": print}, ["collect", "not have"]),
+        (([1], count_up, double), {"collect": 3}, ["collect", "not callable"]),
         (([1], count_up, double), {"journal": ""}, ["journal", "name that runs share"]),
     ],
     ids=lambda value: None,

@@ -1,7 +1,8 @@
-"""What `collect=` makes of each source: the same with every strategy, as soon as it can be."""
+"""What `collect=` makes of each source, and `reduce=` of all: the same with every strategy."""
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections import Counter
@@ -235,3 +236,133 @@ def test_what_cannot_collect_is_refused(collect: Any, said: str, runner: Any) ->
 def test_there_is_nobody_to_collect_for_in_a_loop(runner: Any) -> None:
     with pytest.raises(InvalidInput, match="use evolve"):
         in_flow(runner, lambda: list(evolve_iter(["ab"], letters, upper, collect=joined)))
+    with pytest.raises(InvalidInput, match="use evolve"):
+        in_flow(runner, lambda: list(evolve_iter(["ab"], letters, upper, reduce=max)))
+
+
+# -- reduce ----------------------------------------------------------------------------------------
+
+
+def paired(one: str, other: str) -> str:
+    """Shows in which shape values were combined."""
+    return f"({one}{other})"
+
+
+@task
+def paired_task(one: str, other: str) -> str:
+    return paired(one, other)
+
+
+@task(retries=1)
+def paired_with_retries(one: str, other: str) -> str:
+    return paired(one, other)
+
+
+MANY = ["abcdefghij", "x", "", "broken", "klmno", "p", "qrs", "axb", "tuvw" * 40]
+
+
+def reduced_in(runner: Any, strategy: str, reduce: Any, **options: Any) -> Outcome:
+    def body() -> Outcome:
+        return evolve(
+            MANY, letters, upper, reduce=reduce, strategy=strategy, on_failure="ignore", **options
+        )
+
+    return in_flow(runner, body)
+
+
+SHAPES: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("batch", [1, 7, "auto"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_results_are_combined_in_one_shape(strategy: str, batch: Any, runner: Any) -> None:
+    outcome = reduced_in(runner, strategy, paired, batch=batch)
+    assert outcome.results == []
+    letters_in_order = outcome.reduced.replace("(", "").replace(")", "")
+    assert letters_in_order == "ABCDEFGHIJKLMNOPQRSAB" + "TUVW" * 40
+    # Not associative, it tells in which pairs; they are the same whatever came first.
+    assert SHAPES.setdefault("shape", outcome.reduced) == outcome.reduced
+    assert outcome.reduced.startswith("((((((AB)(CD))((EF)(GH)))(IJ))")
+    assert outcome.counts.done == 181
+    assert len(outcome.failures) == 3
+    assert [source for source, _ in outcome.by_source] == MANY
+
+
+@pytest.mark.parametrize("reduce", [paired_task, paired_with_retries])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_task_combines_as_a_function_does(strategy: str, reduce: Any, runner: Any) -> None:
+    shape = reduced_in(runner, "sequential", paired).reduced
+    assert reduced_in(runner, strategy, reduce, record="batches").reduced == shape
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_combined_over_stages_and_what_was_found(strategy: str, runner: Any) -> None:
+    def words(source: str) -> list[str]:
+        return source.split()
+
+    def body() -> Outcome:
+        sources = ["ab cd", "", "e fgh"]
+        return evolve(sources, words, letters, twice, reduce=paired, strategy=strategy)
+
+    assert in_flow(runner, body).reduced == "((((aA)(bB))((cC)(dD)))((eE)(((fF)(gG))(hH))))"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_combined_with_a_journal_and_collected(strategy: str, runner: Any, tmp_path: Path) -> None:
+    options: Any = {"journal": str(tmp_path), "collect": joined}
+    first = reduced_in(runner, strategy, paired, **options)
+    second = reduced_in(runner, strategy, paired, **options)
+    assert second.counts.resumed == first.counts.done
+    assert first.reduced == second.reduced == reduced_in(runner, "sequential", paired).reduced
+    assert first.collected == second.collected
+    assert ("x", "x: ") in first.collected
+    assert first.results == second.results == []
+
+
+def breaks(one: str, other: str) -> str:
+    if "S" in other:
+        raise ArithmeticError("no S")
+    return one + other
+
+
+@pytest.mark.parametrize("batch", [1, "auto"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_cannot_be_combined_fails_the_run(strategy: str, batch: Any, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve(["abc", "qrs"], letters, upper, reduce=breaks, strategy=strategy, batch=batch)
+
+    with pytest.raises(EvolveFailed, match="no S") as raised:
+        in_flow(runner, body)
+    outcome = raised.value.outcome
+    assert outcome.reduced is None
+    assert [(one.stage, one.error_type) for one in outcome.failures] == [
+        ("breaks", "ArithmeticError")
+    ]
+    assert outcome.counts.done == 6
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nothing_comes_to_nothing(strategy: str, runner: Any) -> None:
+    def body() -> list[Any]:
+        one = evolve([], letters, upper, reduce=paired, strategy=strategy)
+        other = evolve(["", ""], letters, upper, reduce=paired, strategy=strategy)
+        third = evolve(["", "a"], letters, upper, reduce=paired, strategy=strategy)
+        return [one.reduced, other.reduced, third.reduced]
+
+    assert in_flow(runner, body) == [None, None, "A"]
+
+
+@pytest.mark.parametrize(("reduce", "said"), [(3, "not callable"), (ord, "with two values")])
+def test_what_cannot_combine_is_refused(reduce: Any, said: str, runner: Any) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        in_flow(runner, lambda: evolve(["ab"], letters, upper, reduce=reduce))
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+def test_many_numbers_are_combined_in_few_steps(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        numbers = [20_000, 5, 30_000, *[3] * 700]
+        return evolve(numbers, range, abs, reduce=operator.add, strategy=strategy)
+
+    outcome = in_flow(runner, body)
+    assert outcome.reduced == sum(map(sum, map(range, [20_000, 5, 30_000, *[3] * 700])))

@@ -1,0 +1,199 @@
+"""What a run does beside its stages: sources are collected, and results are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from evolve_tasks.collecting import Collecting, Ended
+from evolve_tasks.core.actions import Action, Extra
+from evolve_tasks.core.assembly import Portion
+from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.outcome import Failure
+from evolve_tasks.record_ledger import RecordLedger
+from evolve_tasks.reducing import Combination, Index, Reducing
+from evolve_tasks.stages import Stage
+from evolve_tasks.workers.calls import (
+    CollectCall,
+    CombineCall,
+    Combined,
+    Parts,
+    Recorded,
+    Recording,
+    SourceCall,
+)
+from evolve_tasks.workers.transport import Packed
+
+
+@dataclass(slots=True)
+class Beside:
+    """Asks the core for what is to be done beside the stages, and takes what came of it.
+
+    Args:
+        core: the core of the run.
+        ledger: decides what Prefect sees.
+        collecting: what is called with each source that has ended; `None` for nothing.
+        reducing: what combines results; `None` for nothing.
+    """
+
+    core: Evolution
+    ledger: RecordLedger
+    collecting: Collecting | None = None
+    reducing: Reducing | None = None
+    _asked: dict[int, Ended | Combination] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=count)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The functions, as stages after the others."""
+        users = (self.collecting, self.reducing)
+        return tuple(user.stage for user in users if user is not None)
+
+    @property
+    def values_wanted(self) -> bool:
+        """Whether results are kept; where they are combined they are not."""
+        return self.reducing is None
+
+    def gather(self, portions: Sequence[Portion]) -> None:
+        """Take in what units gave; results that nobody keeps are let go of."""
+        if self.collecting is not None:
+            self.collecting.gather(portions)
+        if self.reducing is not None:
+            for portion in portions:
+                portion.values = []
+
+    def expanded(self, position: int) -> None:
+        """A source was expanded; it may have given nothing."""
+        if self.collecting is not None:
+            self.collecting.expanded(position)
+
+    def parts(self, index: Index, parts: Parts | None) -> None:
+        """Take what consecutive items came to."""
+        if self.reducing is None or parts is None:
+            return
+        if parts.failure is not None:
+            if self.reducing.failure is None:
+                self.reducing.failure = parts.failure
+                self.core.failed_beside()
+            return
+        self.reducing.take(index, parts.blocks)
+        for position, part in parts.own:
+            self.reducing.take_own((*index, position), part)
+
+    def known(self, index: Index, start: int, values: Sequence[Any], leading: set[int]) -> None:
+        """Take results that a journal has; what led further stands alone."""
+        if self.reducing is None:
+            return
+        for place, value in enumerate(values, start):
+            if place in leading:
+                self.reducing.take_own((*index, place), Packed.of([value]))
+            else:
+                self.reducing.take_values(index, place, [value])
+
+    def source_ended(self, position: int, source: Any, call: SourceCall) -> list[Action]:
+        """Ask for what is to be done with a source that has ended."""
+        actions: list[Action] = []
+        if self.collecting is not None:
+            ended = self.collecting.ended(position, source, call)
+            if ended is not None:
+                actions += self._ask(ended)
+        if self.reducing is not None:
+            self.reducing.source_ended(position)
+        return actions + self.go_on()
+
+    def go_on(self) -> list[Action]:
+        """Ask for what can be combined now; asked after each step."""
+        actions: list[Action] = []
+        if self.reducing is None or self.reducing.failure is not None:
+            return actions
+        if self.core.only_extras:
+            self.reducing.over()
+        for combination in self.reducing.wanted():
+            actions += self._ask(combination)
+        return actions
+
+    def call(self, action: Extra) -> CollectCall | CombineCall:
+        """What to send for an `Extra`."""
+        asked = self._asked[action.number]
+        if isinstance(asked, Ended):
+            assert self.collecting is not None, "it was asked for"
+            each = self.ledger.each_source(1, self.collecting.stage.task is not None)
+            recording = Recording(each=each, upstream=asked.call.run_id)
+            return CollectCall(asked.call, Packed.of(asked.given), recording, action.crashes)
+        assert self.reducing is not None, "it was asked for"
+        is_task = self.reducing.stage.task is not None
+        unit = uuid4() if is_task and self.ledger.unit(is_task) else None
+        return CombineCall(
+            [group.blocks for group in asked.groups],
+            f"{sum(len(group.blocks) for group in asked.groups)} parts",
+            next((group.path for group in asked.groups if group.path), (0,)),
+            Recording(unit=unit),
+            action.crashes,
+        )
+
+    def answered(
+        self, action: Extra, recording: Recording, answer: Any, lost: Failure | None
+    ) -> tuple[list[Portion], list[Recorded]]:
+        """Take what came of it: a failure is part of the outcome.
+
+        Args:
+            action: what was asked for.
+            recording: what Prefect saw of it.
+            answer: how it has ended.
+            lost: why there is no answer.
+        """
+        asked = self._asked.pop(action.number)
+        if isinstance(asked, Ended):
+            assert self.collecting is not None, "it was asked for"
+            return self.collecting.answered(asked, answer, lost)
+        assert self.reducing is not None, "it was asked for"
+        failure, recorded = lost, []
+        if isinstance(answer, Combined):
+            failure = answer.failure
+            if answer.recorded and recording.unit is not None:
+                stage = self.reducing.stage
+                error = None if failure is None else str(failure)
+                label = f"{sum(len(group.blocks) for group in asked.groups)} parts"
+                recorded = [Recorded(recording.unit, stage.position, label, error)]
+            if failure is None:
+                self.reducing.combined(asked, answer.parts)
+        if failure is not None:
+            self.reducing.failure = self.reducing.failure or failure
+        return [], recorded
+
+    def name_of(self, action: Extra) -> str:
+        """Name of the function that an `Extra` calls."""
+        user = self.collecting if isinstance(self._asked[action.number], Ended) else self.reducing
+        return "" if user is None else user.stage.name
+
+    def index_of(self, action: Extra) -> Index:
+        """Where its failure stands in the outcome."""
+        asked = self._asked[action.number]
+        if isinstance(asked, Ended):
+            return asked.call.index
+        return next((group.path for group in asked.groups if group.path), (0,))
+
+    def reduced(self) -> Any:
+        """What all results come to; `None` if there are none, or they were not all combined."""
+        reducing = self.reducing
+        if reducing is None or reducing.failure is not None or reducing.value is None:
+            return None
+        part = reducing.value.value()
+        return part[0] if part else None
+
+    def failures(self) -> list[Failure]:
+        """Why results could not be combined."""
+        reducing = self.reducing
+        if reducing is None or reducing.failure is None:
+            return []
+        return [replace(reducing.failure, source=None)]
+
+    def _ask(self, what: Ended | Combination) -> list[Action]:
+        if self.core.stopped is not None:
+            return []
+        number = next(self._numbers)
+        self._asked[number] = what
+        return self.core.add_extra(number)
