@@ -208,8 +208,7 @@ def linked_here(node: int) -> More:
     return More(node, LINKS[node], stage=1)
 
 
-@pytest.mark.parametrize("batch", [1, "auto"])
-@pytest.mark.parametrize("visit", [linked, linked_here])
+@pytest.mark.parametrize(("visit", "batch"), [(linked, "auto"), (linked_here, 1)])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_node_of_a_graph_once(strategy: str, visit: Any, batch: Any, runner: Any) -> None:
     def body() -> Outcome:
@@ -298,8 +297,9 @@ class Visit:
         return More(node, LINKS[node] if node % 7 else [node + 1], self.stage)
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "stage"), [("sequential", 0), ("as_completed", 1), ("async", 0), ("nested", 1)]
+)
 def test_a_later_run_visits_what_is_missing(
     strategy: str, stage: int, runner: Any, tmp_path: Path
 ) -> None:
@@ -346,8 +346,9 @@ class Down:
         return More(node, found, self.stage) if found else node
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "stage"), [("sequential", 1), ("as_completed", 0), ("async", 1), ("nested", 0)]
+)
 def test_what_was_found_is_resumed_by_its_place(
     strategy: str, stage: int, runner: Any, tmp_path: Path
 ) -> None:
