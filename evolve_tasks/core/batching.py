@@ -12,6 +12,10 @@ from dataclasses import dataclass
 # What a unit aims at. joblib's batches aim at 0.2 to 2 s for the same reason.
 TARGET_S = 0.5
 
+# Items that take no longer come in large numbers, and what each unit costs adds up where Prefect
+# records it: twice as much of them goes into one.
+BRIEF_S = 0.01
+
 # Below this a unit is mostly overhead: batches do not shrink further, however little is left.
 SMALLEST_S = 0.05
 
@@ -61,12 +65,13 @@ def unit_size(mean_s: float | None, left: int | None, threads: int, ceiling: int
         ceiling: the most that limits allow.
 
     Returns:
-        1 <= N <= `ceiling` items: `TARGET_S` worth of work, but so little that what is left
-        makes two units for each thread; a thread that ends early then finds another one.
+        1 <= N <= `ceiling` items: `TARGET_S` worth of work (twice as much of brief items), but so
+        little that what is left makes two units for each thread; a thread that ends early then
+        finds another one.
 
     Example:
         >>> unit_size(mean_s=0.001, left=10_000, threads=2, ceiling=10_000)
-        500
+        1000
         >>> unit_size(mean_s=0.001, left=400, threads=2, ceiling=10_000)
         100
         >>> unit_size(mean_s=3.0, left=400, threads=2, ceiling=10_000)
@@ -76,7 +81,7 @@ def unit_size(mean_s: float | None, left: int | None, threads: int, ceiling: int
         return 1
     if mean_s < 1e-7:  # a clock that does not move makes no endless unit
         mean_s = 1e-7
-    size = TARGET_S / mean_s
+    size = (TARGET_S if mean_s > BRIEF_S else 2 * TARGET_S) / mean_s
     if left is not None:
         fair = -(-left // (2 * max(1, threads)))
         if fair < size:
