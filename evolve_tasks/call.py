@@ -266,10 +266,9 @@ class Call:
     def _streams(self, threads: int, resuming: Resuming | None) -> Streams:
         """Which stages give on the way: generators, where the flow can hear of it.
 
-        With a journal that knows items by their place in a list, all of the list has to be there
-        before it is known which they are.
+        With a journal all of a list has to be there before it is known which of it is finished.
         """
-        if self.client is None or (resuming is not None and not self.options.unique):
+        if self.client is None or resuming is not None:
             return Streams()
         stages = [stage.position for stage in self.stages[:-1] if generates(stage)]
         allowance = self.options.limits.buffered // (2 * max(1, threads))

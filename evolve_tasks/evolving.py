@@ -348,6 +348,10 @@ class EvolvingRun:
         self._under_way[action.unit] = action, call.recording
         return call
 
+    def forget(self, unit: int, place: int) -> None:
+        """Carry out a `Forget`."""
+        self._leads.forget(unit, place)
+
     def released(self, unit: int) -> None:
         """Carry out a `Release`."""
         self._unit_runs.pop(unit, None)

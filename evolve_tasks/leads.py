@@ -106,6 +106,10 @@ class Leads:
         """A list; `None` where an expansion gave it, which stays on the workers."""
         return self._lists.get(unit, {}).get(offset)
 
+    def forget(self, unit: int, place: int) -> None:
+        """Forget one list of a unit that may give others."""
+        self._lists.get(unit, {}).pop(place, None)
+
     def release(self, unit: int) -> None:
         """Forget what a unit has found."""
         self._lists.pop(unit, None)

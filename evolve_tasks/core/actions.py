@@ -6,6 +6,7 @@
 | `Expand` | run an expanding stage | `expanded`, `expansion_lost`, `crashed`; `gave` before |
 | `Process` | run the last stage on consecutive items | `processed`, `crashed` |
 | `Extra` | do what was asked for beside the stages | `extra_ended`, `crashed` |
+| `Forget` | a list of a unit that gives further ones is not needed any more | nothing |
 | `Release` | the lists of a unit are not needed any more | nothing |
 | `SourceDone` | all that came from a source has ended | nothing |
 """
@@ -67,6 +68,13 @@ class Extra(NamedTuple):
     crashes: int = 0
 
 
+class Forget(NamedTuple):
+    """List `place` of unit `unit`, which is still in flight, has ended: it can be forgotten."""
+
+    unit: int
+    place: int
+
+
 class Release(NamedTuple):
     """All lists that unit `unit` gave have ended: they can be forgotten."""
 
@@ -79,7 +87,7 @@ class SourceDone(NamedTuple):
     source: int
 
 
-Action = Pull | Expand | Process | Extra | Release | SourceDone
+Action = Pull | Expand | Process | Extra | Forget | Release | SourceDone
 
 
 class Found(NamedTuple):

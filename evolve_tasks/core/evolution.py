@@ -50,6 +50,7 @@ from evolve_tasks.core.actions import (
     Action,
     Expand,
     Extra,
+    Forget,
     Found,
     Further,
     Process,
@@ -806,6 +807,8 @@ class Evolution:
                 return
             del self._lists[identity]
             unit = identity[0]
+            if unit in self._units:
+                actions.append(Forget(*identity))
             self._lists_of[unit] -= 1
             if not self._lists_of[unit]:
                 del self._lists_of[unit]

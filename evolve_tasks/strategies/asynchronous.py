@@ -12,7 +12,16 @@ import anyio
 from distributed import Future
 
 from evolve_tasks.answers import PULLED, Answer, readable
-from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Release, SourceDone
+from evolve_tasks.core.actions import (
+    Action,
+    Expand,
+    Extra,
+    Forget,
+    Process,
+    Pull,
+    Release,
+    SourceDone,
+)
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
@@ -126,6 +135,8 @@ class _Sources:
                     self._granted[action.parent].put_nowait(action)
                 case Process() as action:  # of what an item has found
                     self._start(self._work_on(action))
+                case Forget(unit, place):
+                    self._run.forget(unit, place)
                 case Release(unit):
                     if granted := self._granted.pop(unit, None):
                         granted.put_nowait(None)

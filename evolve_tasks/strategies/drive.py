@@ -7,7 +7,16 @@ from collections.abc import Generator, Iterable
 from typing import Protocol
 
 from evolve_tasks.answers import PULLED, Answer, readable
-from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Release, SourceDone
+from evolve_tasks.core.actions import (
+    Action,
+    Expand,
+    Extra,
+    Forget,
+    Process,
+    Pull,
+    Release,
+    SourceDone,
+)
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival
@@ -129,6 +138,8 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
                     carrier.expand(action, call)
             case Process() as action:
                 carrier.process(action, run.process_call(action))
+            case Forget(unit, place):
+                run.forget(unit, place)
             case Release(unit):
                 run.released(unit)
                 carrier.release(unit)

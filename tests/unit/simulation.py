@@ -35,6 +35,7 @@ from evolve_tasks.core.actions import (
     Action,
     Expand,
     Extra,
+    Forget,
     Found,
     Further,
     Process,
@@ -357,7 +358,7 @@ class Simulation:
         self._to_ask: list[int] = []
         self._streamed: Counter[tuple[int, int, int]] = Counter()  # given so far, by what gives
         self._streams: Counter[int] = Counter()  # lists that a unit in flight gave
-        self.streamed = 0
+        self.streamed = self.forgotten = 0
         self.asked = 0
         self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
         self._again: list[Suspect] = []  # what dead workers took down, and what waits for it
@@ -1144,6 +1145,12 @@ class Simulation:
                 case Pull():
                     self._look_at_expansion(action)
                     self._look_at_pull(action)
+                case Forget(unit, place):
+                    gave = self._lists.get((unit, place))
+                    open_ones = gave is not None and gave.todo and not self._over(gave.stage)
+                    if unit not in self._units or gave is None or open_ones:
+                        self._broken(f"{action} of what is open, or of a unit that has ended")
+                    self.forgotten += 1
                 case Release(unit):
                     self._close(self._given_by.pop(unit, None), action)
                 case SourceDone(source):
