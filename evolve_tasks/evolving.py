@@ -140,7 +140,8 @@ class EvolvingRun:
         self._leads = Leads()
         self._further: dict[int, list[Further]] = {}  # what is to be told of units that ended
         self._shares: dict[tuple[int, int], Share] = {}  # and of the lists that they gave
-        self._keys: dict[tuple[int, int], bytes] = {}  # what items are known by in a journal
+        # What items are known by in a journal, by the unit that gave them and their list.
+        self._keys: dict[int, dict[int, bytes]] = {}
         self.warn: Callable[..., None] = lambda message, *arguments: None
         self._seen = Seen(len(stages)) if options.unique else None
         self.beside = Beside(self.core, self.ledger)
@@ -357,8 +358,7 @@ class EvolvingRun:
         self._unit_runs.pop(unit, None)
         self._expanded.pop(unit, None)
         self._leads.release(unit)
-        for place in [place for place in self._keys if place[0] == unit]:
-            del self._keys[place]
+        self._keys.pop(unit, None)
 
     def source_done(self, position: int) -> list[Action]:
         """Carry out a `SourceDone`."""
@@ -416,7 +416,7 @@ class EvolvingRun:
                 parent = self._parent(action)
                 self._note_batch(recording.unit, parent, action.start, action.stop, answer)
                 tell_batch(self.story, parent, action.start, action.stop, answer)
-                keys = self._keys.get((action.parent, action.offset), b"")
+                keys = self._keys.get(action.parent, {}).get(action.offset, b"")
                 finds: list[Find] = []
                 portions = self._portion(finds, 0, parent, action.start, action.stop, answer, keys)
                 return portions + self._follow(finds, unit, 0)
@@ -584,7 +584,7 @@ class EvolvingRun:
             return []  # it was worked on where it was found
         self._shares[action.unit, offset] = share
         if self._seen is not None and journaled:
-            self._keys[action.unit, offset] = end.keys
+            self._keys.setdefault(action.unit, {})[offset] = end.keys
         return self._recalled(finds, offset, 1, call, recalled)
 
     def _share(
@@ -689,7 +689,7 @@ class EvolvingRun:
                     found = share.of(found)
                     portions += self._recalled(finds, find.offset, find.levels + 1, owner, recalled)
                 if self._seen is not None and self.resuming is not None:
-                    self._keys[unit, first + len(leads)] = keys
+                    self._keys.setdefault(unit, {})[first + len(leads)] = keys
                 leads.append(Lead(items, owner, []))
                 further.append(Further(self._last, found, find.offset, find.levels))
         for (offset, stage, levels), lead in together.items():
