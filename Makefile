@@ -25,7 +25,7 @@ ui: $(READY)
 
 # Two files at a time: most tests wait for processes, and share none but with those of their file.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Seconds, without a cluster.
 unit: $(READY)

@@ -23,6 +23,10 @@ from distributed.utils import get_mp_context
 # Worker processes are forked from one that has imported what they all import: a start costs 0.3 s
 # in place of 3. Those of `dask worker` and of the scripts that tests run start as users' do.
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+# Dask's profiler looks at all threads by sys._current_frames(), which in Python 3.11.7 may meet a
+# thread that is just being started, and then both wait for ever (CPython gh-106883). Workers that
+# are threads of this process start them all the time.
+dask.config.set({"distributed.worker.profile.enabled": False})
 get_mp_context().set_forkserver_preload(["distributed", "prefect_dask", "evolve_tasks"])
 
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
