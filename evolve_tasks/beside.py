@@ -45,6 +45,7 @@ class Beside:
     reducing: Reducing | None = None
     _asked: dict[int, Ended | Combination] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=count)
+    _sources: int = 0  # that have ended
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -96,6 +97,7 @@ class Beside:
     def source_ended(self, position: int, source: Any, call: SourceCall) -> list[Action]:
         """Ask for what is to be done with a source that has ended."""
         actions: list[Action] = []
+        self._sources += 1
         if self.collecting is not None:
             ended = self.collecting.ended(position, source, call)
             if ended is not None:
@@ -109,7 +111,8 @@ class Beside:
         actions: list[Action] = []
         if self.reducing is None or self.reducing.failure is not None:
             return actions
-        if self.core.only_extras:
+        # The core may be further than we are: all sources have to have been heard of here.
+        if self.core.only_extras and self._sources == self.core.sources:
             self.reducing.over()
         for combination in self.reducing.wanted():
             actions += self._ask(combination)

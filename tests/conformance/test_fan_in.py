@@ -313,6 +313,8 @@ def test_combined_with_a_journal_and_collected(strategy: str, runner: Any, tmp_p
     first = reduced_in(runner, strategy, paired, **options)
     second = reduced_in(runner, strategy, paired, **options)
     assert second.counts.resumed == first.counts.done
+    assert first.reduced is not None, (first.failures[-1], first.stopped, first.reason)
+    assert second.reduced is not None, (second.failures[-1], second.stopped, second.reason)
     assert first.reduced == second.reduced == reduced_in(runner, "sequential", paired).reduced
     assert first.collected == second.collected
     assert ("x", "x: ") in first.collected
