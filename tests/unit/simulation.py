@@ -2,7 +2,7 @@
 
 The simulation keeps its own books, in another form than the core does: the core counts the open
 children of a list, the simulation everything alive below a unit and below a source. It knows the
-rules at the top of `core/evolution.py` and looks whether each action was allowed, and whether none
+rules at the top of `core/filling.py` and looks whether each action was allowed, and whether none
 was missing. Sizes come from `core/batching.py`, which has tests of its own, fed with own books.
 
 What can be promised of what waits. Call W the items that wait and P = W + all items that the
@@ -46,8 +46,10 @@ from evolve_tasks.core.actions import (
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_size
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
-from evolve_tasks.core.evolution import AHEAD, FEW, LARGEST_GROUP, LARGEST_UNIT, Evolution
+from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
+from evolve_tasks.core.filling import AHEAD, FEW, LARGEST_GROUP
+from evolve_tasks.core.open_tree import LARGEST_UNIT
 from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, divided, parts
 from evolve_tasks.core.window import Window
 from evolve_tasks.errors import IllegalEvent

@@ -20,7 +20,7 @@ from evolve_tasks.core.batching import (
     inline_items,
     unit_size,
 )
-from evolve_tasks.core.evolution import AHEAD
+from evolve_tasks.core.filling import AHEAD
 from tests.unit.workers import OVERHEAD_S, Ran, Source, least_s, work_on
 
 means = st.floats(0, 100, allow_nan=False)

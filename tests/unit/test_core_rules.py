@@ -1,4 +1,4 @@
-"""The rules at the top of `core/evolution.py` and the failure policies, one test each."""
+"""The rules at the top of `core/filling.py` and the failure policies, one test each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from evolve_tasks.core.budget import (
     Ignore,
     Standing,
 )
-from evolve_tasks.core.evolution import AHEAD, LARGEST_GROUP, LARGEST_UNIT, Evolution
+from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
+from evolve_tasks.core.filling import AHEAD, LARGEST_GROUP
+from evolve_tasks.core.open_tree import LARGEST_UNIT
 from evolve_tasks.core.window import Window
 from evolve_tasks.errors import IllegalEvent
 

@@ -1,0 +1,346 @@
+"""What may start next.
+
+Rules, in the order in which they are looked at:
+
+1. Nothing starts once the run is stopped, or while it is paused; what is in flight is still
+   answered.
+2. What is in flight never exceeds the window: `in_flight` items (an expansion counts as one
+   for each item it expands), `units` units. Where units alone are bounded and their sizes follow
+   durations, the first ones find these out (`probing`): `AHEAD` of them for each thread, and no
+   more of items than threads or lists, because small units are dear. If nothing ends for a moment
+   (`waited`) what runs is long, and nothing is held back: a cluster that grows with its work has
+   to see it.
+3. Deeper before shallower: items of the last stage first, then inner expansions, then new
+   sources. Within a depth, first come, first served; what the last stage has found goes before
+   what was there (last come, first served). So memory follows a few paths of the tree, not the
+   breadth of a level.
+4. Nobody knows which parse is long, and all threads wait for one that is begun last. So beside
+   items that wait an expansion is kept in flight for every other thread, as long as fewer
+   than `AHEAD` lists for each thread wait. One thread has nothing to gain: strictly depth first.
+   Where no item waits `AHEAD` expansions for each thread are in flight. They take their turn
+   among the items (`keeps`). Up to `FEW` threads the window is filled, behind all items.
+5. An expansion starts only if the items it is expected to give fit into `buffered`, or if
+   no other one is in flight. So at most one fan-out stands above the bound where fan-outs
+   are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
+   Where only units are bounded, lists that are worked on where they are found do not wait:
+   expected is then what such expansions have left. An inner list that is longer than the bound
+   does not hold itself up: the bound is above it. What the last stage has found, and an earlier
+   one is to expand, is not counted: nobody can hold it back.
+6. A source is taken only when it can be submitted at once: sources are never buffered.
+   One that comes in a pause, or while something has to run alone (8), waits until that is over.
+7. How much goes into one unit is decided in `batching`, unless a number was given.
+8. What a dead worker took down goes before all else, in the parts and with the care that
+   `suspects` says: first beside everything, then alone. What gives on the way is alone until
+   it gives something, and by that shows that it has got further. What was asked for beside the
+   stages (`add_extra`) comes next, and counts as one item.
+9. No more than `max_items` items are discovered. What is found beyond them is left where it is,
+   and nothing is expanded any more; what was discovered is worked on. What the last stage finds
+   below `max_depth` is left, too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull
+from evolve_tasks.core.batching import inline_items, unit_size
+from evolve_tasks.core.lists import ListId
+from evolve_tasks.core.open_tree import LARGEST_UNIT, OpenTree
+from evolve_tasks.core.suspects import Suspect
+
+# Expansions in flight for each thread, where no item waits: one that runs, and one behind it while
+# the flow is told. And lists that wait for each thread: enough work to hide a long parse behind.
+AHEAD = 2
+
+# On so few threads a long parse that is begun late costs little, and they may be the first of a
+# cluster that grows with its work: it has to see all that the window holds.
+FEW = 2
+
+# Sources in one unit at the most: their names and results still make a readable, small answer.
+LARGEST_GROUP = 1_000
+
+
+class Filling(OpenTree):
+    """Uses the room in the window, by the rules at the top of this file."""
+
+    def _fill(self, actions: list[Action]) -> list[Action]:
+        """Use the room in the window, by the rules at the top of this file."""
+        if self._limit_due and self.stopped is None:
+            self._limit_due = False
+            actions += self._limit()
+            self._judge()  # nothing more can be found now
+        if self._stop_due is not None:
+            why, self._stop_due = self._stop_due, None
+            actions += self.stop(why)
+        if self.stopped is not None or self.paused:
+            return actions
+        suspects, leaves = self._suspects, self._waiting[self._last]
+        if self._alone is not None or suspects.single:
+            if suspects.single and not self._units:
+                self._alone = self._next_unit
+                self._run_again(actions, suspects.single.popleft())
+            return actions
+        while (room := self._room()) > 0:
+            if suspects.items or suspects.expansions:
+                if self._start_again(actions, room):
+                    continue
+                if suspects.items:
+                    break  # they wait for room, and nothing takes it from them
+            if self._extras:
+                self._do_extra(actions, self._extras.popleft(), 0)
+                continue
+            expansions = self._expansions + (self._pulling > 0)
+            more = expansions < self._most_expansions(len(leaves)) and not suspects.expansions
+            # Where items of the last stage alone are above the bound there is nothing to look for.
+            inner = self._all_waits - self._waits[self._last]
+            more = more and (inner > 0 or self._all_waits <= self._buffered)
+            if more and self._start_expansion(actions, room):
+                continue
+            if not leaves or not self._process(actions, leaves, room):
+                break
+        return actions
+
+    def _room(self) -> int:
+        """Items that may still be submitted."""
+        window = self._window
+        units = window.units
+        if units is not None:
+            if self._items.mean_s is None and self.probing:
+                units = min(units, AHEAD * window.busy_threads)
+            if len(self._units) + (self._pulling > 0) >= units:
+                return 0
+        if window.in_flight is not None:
+            return window.in_flight - self._flying
+        return self._largest_unit
+
+    def _most_probes(self) -> int:
+        """Units of items that may be in flight before it is known how long an item takes."""
+        # Lists are at different workers, and items where their list is.
+        return max(self._window.busy_threads, self._outlook.fan_outs[-1].known)
+
+    def _most_expansions(self, lists: int) -> int:
+        """Expansions that may be in flight while the items of so many lists wait."""
+        threads = self._window.busy_threads
+        if not lists:
+            return AHEAD * threads if self._window.threads > FEW else LARGEST_UNIT
+        if lists >= AHEAD * threads:
+            return 0
+        most = threads // 2
+        if self._window.in_flight is not None:
+            # A batch that waits must find its room, however large it is.
+            most = min(most, self._window.in_flight - self._largest_batch())
+        return most
+
+    def _ceiling(self) -> int:
+        """Largest unit that leaves something for every thread."""
+        if self._window.in_flight is None:
+            return LARGEST_UNIT
+        return max(1, self._window.in_flight // (2 * max(1, self._window.threads)))
+
+    def _largest_batch(self) -> int:
+        """Items in one batch at the most."""
+        if self._batch is None:
+            return self._ceiling()
+        return min(self._batch, self._window.in_flight or self._batch)
+
+    def _process(self, actions: list[Action], leaves: deque[ListId], room: int) -> bool:
+        """Submit the next batch; False if it has to wait for room, so that it stays whole."""
+        item_s = self._items.mean_s
+        if item_s is None and self.probing:
+            batches = len(self._units) - self._expansions - self._extras_flying
+            if batches >= self._most_probes():
+                return False
+        identity = leaves[0]
+        entry = self._lists[identity]
+        start, stop = entry.todo[0]
+        if self._batch is None:
+            threads, ceiling = self._window.threads, self._ceiling()
+            size = unit_size(item_s, self._waits[self._last], threads, ceiling)
+        else:
+            size = self._largest_batch()
+        if size > stop - start:
+            size = stop - start
+        if size > room:
+            return False
+        if start + size < stop:
+            entry.todo[0] = start + size, stop
+        else:
+            entry.todo.popleft()
+            if not entry.todo:
+                leaves.popleft()
+        self._waits[self._last] -= size
+        self._all_waits -= size
+        self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
+        return True
+
+    def _submit(
+        self,
+        actions: list[Action],
+        source: int,
+        parent: ListId,
+        start: int,
+        stop: int,
+        crashes: int,
+    ) -> None:
+        unit, offset = parent
+        action = Process(self._next_unit, self._last, source, unit, offset, start, stop, crashes)
+        self._next_unit += 1
+        self._units[action.unit] = action
+        self._flying += stop - start
+        actions.append(action)
+
+    def _do_extra(self, actions: list[Action], number: int, crashes: int) -> None:
+        action = Extra(self._next_unit, number, crashes)
+        self._next_unit += 1
+        self._units[action.unit] = action
+        self._flying += 1
+        self._extras_flying += 1
+        actions.append(action)
+
+    def _start_again(self, actions: list[Action], room: int) -> bool:
+        """Run the next part that was lost with a worker; False if none may begin."""
+        items, expansions = self._suspects.items, self._suspects.expansions
+        if items:
+            if items[0].size > room and self._units:
+                return False  # it stays whole, like any batch
+            self._run_again(actions, self._cut(items, room))
+            return True
+        if expansions and (most := min(room, self._may_expand_again(expansions[0].stage))) > 0:
+            self._run_again(actions, self._cut(expansions, most))
+            return True
+        return False
+
+    def _cut(self, queue: deque[Suspect], most: int) -> Suspect:
+        """Take the first of a queue, or as much of it as may begin."""
+        first = queue.popleft()
+        if first.size > most:
+            queue.appendleft(replace(first, start=first.start + most))
+            first = replace(first, stop=first.start + most)
+        return first
+
+    def _run_again(self, actions: list[Action], one: Suspect) -> None:
+        source = one.source if one.parent is not None else one.start
+        if one.stage > self._last:
+            self._do_extra(actions, one.start, one.crashes)
+        elif one.stage < self._last:
+            self._expand(actions, one.stage, source, one.parent, one.start, one.stop, one.crashes)
+        elif one.parent is not None:
+            self._submit(actions, source, one.parent, one.start, one.stop, one.crashes)
+
+    def _to_wait(self, stage: int) -> int:
+        """Items that an expansion is expected to leave waiting."""
+        in_passing = self._batch is None and self._window.in_flight is None
+        in_passing = in_passing and self._max_items is None
+        return self._outlook.to_wait(stage, in_passing=in_passing)
+
+    def _may_expand(self, stage: int) -> int:
+        """Expansions that may begin: the items that they give are expected to fit."""
+        free = self._buffered - self._all_waits + self._uncounted
+        if free < 0 and (free := free + self._above_the_bound()) < 0:
+            return 0
+        if not any(self._expanding):
+            return max(1, self._fitting(stage, free))
+        free -= sum(
+            number * self._to_wait(other) for other, number in enumerate(self._expanding) if number
+        )
+        return 0 if free < 0 else self._fitting(stage, free)
+
+    def _above_the_bound(self) -> int:
+        """Room for what stands above the bound at once: the list that is expanded next."""
+        inner = self._all_waits - self._waits[self._last] - self._uncounted
+        if inner <= self._buffered:
+            return 0
+        first = next(queue[0] for queue in reversed(self._waiting[: self._last]) if queue)
+        return self._lists[first].size
+
+    def _fitting(self, stage: int, free: int) -> int:
+        expected = self._to_wait(stage)
+        return free // expected if expected else LARGEST_UNIT
+
+    def _may_expand_again(self, stage: int) -> int:
+        """The same for those that have begun before; there is no other way on than through them."""
+        alone = not any(self._expanding) and not self._waiting[self._last]
+        return max(self._may_expand(stage), int(alone))
+
+    def _start_expansion(self, actions: list[Action], room: int) -> bool:
+        """Expand the deepest items that wait, or ask for sources; False if neither may be."""
+        for stage in range(self._last - 1, -1, -1):
+            queue = self._waiting[stage]
+            if queue:
+                # Inner items above the bound can only become fewer by being expanded.
+                may = self._may_expand_again(stage)
+                if may < 1:
+                    return False
+                identity = queue[0]
+                entry = self._lists[identity]
+                most = min(self._group(stage, self._waits[stage]), may, room)
+                start, stop = entry.take(most)
+                self._waited(entry, start - stop)
+                if not entry.todo:
+                    queue.popleft()
+                self._expand(actions, stage, entry.source, identity, start, stop, entry.crashes)
+                return True
+        may = self._may_expand(0)
+        if may < 1 or self._sources_ended or self._pulling or self.closed:
+            return False
+        # The places of the expansions to come are taken now, so that nothing else fills them.
+        left = None
+        if self._sources_known is not None:
+            left = max(1, self._sources_known - self.roots.discovered)
+        count = min(self._group(0, left), may, room)
+        self._pulling = count
+        self._flying += count
+        self._expanding[0] += count
+        actions.append(Pull(count))
+        return True
+
+    def _expand(
+        self,
+        actions: list[Action],
+        stage: int,
+        source: int,
+        parent: ListId | None,
+        start: int,
+        stop: int,
+        crashes: int = 0,
+    ) -> None:
+        inline = 0
+        unbounded = self._batch is None and self._max_items is None
+        # Where a worker died, items are kept apart from their source: one of them may be guilty.
+        if unbounded and stage + 1 == self._last and not crashes:
+            inline = inline_items(self.item_s)
+        unit, offset = parent or (-1, 0)
+        action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline, crashes)
+        self._next_unit += 1
+        self._units[action.unit] = action
+        self._flying += stop - start
+        self._expanding[stage] += stop - start
+        self._expansions += 1
+        if self._expansions <= AHEAD * self._window.busy_threads:
+            self._kept.add(action.unit)
+        actions.append(action)
+
+    def _group(self, stage: int, left: int | None) -> int:
+        """How many sources, or items of an inner stage, go into the next unit.
+
+        Args:
+            stage: the stage that expands them.
+            left: how many of them there are; `None` if nobody knows.
+        """
+        outlook, threads = self._outlook, self._window.threads
+        parse_s, item_s = outlook.durations[stage].mean_s, outlook.item_s
+        if self._batch is not None or parse_s is None:
+            return 1
+        leads = stage + 1 == self._last
+        # Lists are worked on where they are found only once the duration of an item is known.
+        if leads and item_s is None and outlook.fan_outs[stage].total:
+            return 1
+        here = outlook.short(stage)
+        ceiling = min(LARGEST_GROUP, self._ceiling())
+        if left is not None and not here and not (leads and item_s is None):
+            # Dask gives items to the worker that has their list: lists have to be spread.
+            ceiling = min(ceiling, -(-left // (AHEAD * threads)))
+        # Something whose items are worked on elsewhere costs the unit its parse alone.
+        here_s = outlook.fan_outs[stage].expected * item_s if here and item_s is not None else 0.0
+        return unit_size(parse_s + here_s, left, threads, ceiling)
