@@ -210,6 +210,12 @@ class Call:
             story=story,
             events_per_minute=options.events_per_minute or _events_per_minute(),
             resuming=resuming,
+            streams=self._streams(threads, resuming),
+            collecting=self.collecting,
+            reducing=self.reducing,
+            label=self.label,
+            key=self.key,
+            warn=logger.warning,
         )
         note = logger.warning if self.choice.warn else logger.info
         note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
@@ -242,12 +248,7 @@ class Call:
             record=options.record,
             batch=options.batch,
         )
-        run.on_expanded = events.expanded
-        run.label = self.label
-        run.key = self.key
-        run.beside.collecting, run.beside.reducing = self.collecting, self.reducing
-        run.streams = self._streams(threads, resuming)
-        run.warn = logger.warning
+        run.taking.on_expanded = events.expanded
         if self.client is not None and on_worker():
             stack.enter_context(seceded())
         return Opened(

@@ -152,7 +152,7 @@ class Opened:
             if run.deaths and not run.unseen:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
                 tell_for_the_dead(run.recorded, set(missing), run.all_stages, self._logger)
-            recorded += record_given_up(run.given_up)
+            recorded += record_given_up(run.losses.given_up)
             if run.unseen:
                 unrecorded = len(recorded)  # they went with their flow run
             else:

@@ -150,7 +150,7 @@ class _Sources:
     async def _live(self, action: Expand) -> None:
         """The life of a source: its list, then its items as the window has room for them."""
         unit = action.unit
-        call = self._run.expand_call(action)
+        call = self._run.sending.expand(action)
         if not isinstance(call, ExpandCall):
             self._answers.put_nowait((unit, call))
             return
@@ -167,7 +167,7 @@ class _Sources:
             self._start(self._work_on(batch))
 
     async def _work_on(self, action: Process) -> None:
-        future = self._submitter.process(action, self._run.process_call(action))
+        future = self._submitter.process(action, self._run.sending.process(action))
         answer = await self._answer(action.unit, future)
         self._answers.put_nowait((action.unit, answer))
 

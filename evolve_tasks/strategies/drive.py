@@ -131,13 +131,13 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
             case Pull(most):
                 carrier.pull(most)
             case Expand() as action:
-                call = run.expand_call(action)
+                call = run.sending.expand(action)
                 if not isinstance(call, ExpandCall):
                     refused.append((action.unit, call))
                 else:
                     carrier.expand(action, call)
             case Process() as action:
-                carrier.process(action, run.process_call(action))
+                carrier.process(action, run.sending.process(action))
             case Forget(unit, place):
                 run.forget(unit, place)
             case Release(unit):

@@ -1,0 +1,113 @@
+"""What items of the last stage have found: it becomes lists of their unit, which the flow keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from evolve_tasks.core.actions import Extra, Found, Further
+from evolve_tasks.core.assembly import Portion
+from evolve_tasks.core.seen import KEY_BYTES
+from evolve_tasks.journal import items_token
+from evolve_tasks.known_before import KnownBefore
+from evolve_tasks.leads import Find, Lead
+from evolve_tasks.more import More
+from evolve_tasks.under_way import UnderWay
+from evolve_tasks.workers.calls import Discovery, SourceCall
+
+
+@dataclass(slots=True)
+class Following:
+    """Takes apart what was found, for the core and for those who will work on it.
+
+    Args:
+        known: what need not be done again.
+        under_way: what has begun.
+        max_depth: how often the last stage may lead further; `None` for any number.
+    """
+
+    known: KnownBefore
+    under_way: UnderWay
+    max_depth: int | None
+    _further: dict[int, list[Further]] = field(default_factory=dict)  # of units that ended
+
+    def of(self, unit: int) -> Sequence[Further]:
+        """What is to be told to the core of a unit that has ended; asked once."""
+        return self._further.pop(unit, ())
+
+    def found(
+        self, finds: list[Find], offset: int, call: SourceCall, discoveries: Sequence[Discovery]
+    ) -> dict[int, More]:
+        """Note what items of a list have found; give it by position, without their results."""
+        mores: dict[int, More] = {}
+        for one in discoveries:
+            items, at = one.items.value(), 0
+            finds.append(Find(offset, call, 1, one.stage, one.owners, items, one.keys))
+            for position, count in one.owners:
+                mores[position] = More(None, items[at : at + count], one.stage)
+                at += count
+        return mores
+
+    def follow(self, finds: list[Find], unit: int, first: int) -> list[Portion]:
+        """Take in what items of a unit have found: its lists are those of the unit from `first`.
+
+        Returns:
+            What a journal has of it.
+        """
+        if not finds:
+            return []
+        leads: list[Lead] = []
+        further: list[Further] = []
+        portions: list[Portion] = []
+        together: dict[tuple[int, int, int], Lead] = {}
+        most = self.max_depth
+        action = self.under_way.units[unit][0]
+        assert not isinstance(action, Extra), "its finds are nobody's items"
+        apart = action.parent < 0  # their sources are different ones
+        for find in finds:  # which grows
+            seen = self.known.seen
+            if most is not None and find.call.depth >= most:
+                seen = None  # it may be met again where it is not too deep
+            at = 0
+            if find.stage < self.known.last:
+                kind = find.offset if apart else 0, find.stage, find.levels
+                lead = together.setdefault(kind, Lead([], None, []))
+                new = range(len(find.items))
+                fresh = set(new if seen is None else seen.fresh(find.stage, find.keys))
+                for position, count in find.owners:
+                    for number in range(count):
+                        if at in fresh:
+                            lead.items.append(find.items[at])
+                            lead.places.append((find.call, position, number))
+                        at += 1
+                continue
+            for position, count in find.owners:
+                owner = find.call.item(position).deeper()
+                items = find.items[at : at + count]
+                keys = find.keys[at * KEY_BYTES : (at + count) * KEY_BYTES]
+                at += count
+                found = Found(count)
+                if most is None or find.call.depth < most:
+                    share, recalled = self.known.share(
+                        self.known.resuming is not None,
+                        self.known.last,
+                        owner,
+                        count,
+                        keys,
+                        partial(items_token, items),
+                    )
+                    found = share.of(found)
+                    portions += self.known.recalled(
+                        finds, find.offset, find.levels + 1, owner, recalled
+                    )
+                self.known.note_keys(unit, first + len(leads), keys)
+                leads.append(Lead(items, owner, []))
+                further.append(Further(self.known.last, found, find.offset, find.levels))
+        for (offset, stage, levels), lead in together.items():
+            if lead.items:
+                leads.append(lead)
+                further.append(Further(stage, Found(len(lead.items)), offset, levels))
+        self.under_way.leads.add(unit, leads, first)
+        self._further[unit] = further
+        return portions

@@ -1,0 +1,143 @@
+"""What a run sends for the actions of its core, and what Prefect is to see of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from evolve_tasks.answers import Lost
+from evolve_tasks.core.actions import Expand, Process
+from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.known_before import KnownBefore
+from evolve_tasks.record_ledger import RecordLedger
+from evolve_tasks.stages import Stage
+from evolve_tasks.streams import Streams
+from evolve_tasks.under_way import UnderWay
+from evolve_tasks.workers.calls import (
+    ExpandCall,
+    Measure,
+    Part,
+    ProcessCall,
+    Recording,
+    SourceCall,
+    SourceEnd,
+    Span,
+)
+from evolve_tasks.workers.transport import NOTHING, Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """Makes the call for an action, and notes it as under way.
+
+    Args:
+        core: the core of the run.
+        stages: the stages.
+        ledger: decides what Prefect sees.
+        under_way: what has begun.
+        known: what need not be done again.
+        streams: the units that give on the way.
+        items_elsewhere: items need other workers than their sources.
+    """
+
+    core: Evolution
+    stages: Sequence[Stage]
+    ledger: RecordLedger
+    under_way: UnderWay
+    known: KnownBefore
+    streams: Streams
+    items_elsewhere: bool
+
+    def expand(self, action: Expand) -> ExpandCall | Lost | Measure:
+        """What to send for an `Expand`.
+
+        `Lost` if a source cannot travel, a `Measure` if there is nothing to do.
+        """
+        if action.parent >= 0:
+            return self._inner(action)
+        entries = [
+            self.under_way.sources[position] for position in range(action.start, action.stop)
+        ]
+        self.under_way.calls[action.unit] = tuple(call for _, call in entries)
+        if all(call.known for _, call in entries):
+            self.under_way.units[action.unit] = action, Recording()
+            return Measure([SourceEnd() for _ in entries], NOTHING, 0.0, 0.0, False, Span())
+        is_task = self.stages[action.stage].task is not None
+        each = self.ledger.each_source(len(entries), is_task)
+        unit = uuid4() if not each and self.ledger.unit(is_task) else None
+        recording = Recording(each=each, unit=unit)
+        self.under_way.units[action.unit] = action, recording
+        try:
+            items = Packed.of([None if call.known else source for source, call in entries])
+        except Exception as error:
+            kinds = ", ".join(sorted({type(source).__name__ for source, _ in entries}))
+            return Lost(
+                TypeError(
+                    f"a source of type {kinds} cannot be pickled "
+                    f"({type(error).__name__}: {error}), so it cannot be sent to a worker; give "
+                    "a name or address instead and open it in the expanding stage"
+                )
+            )
+        sources = self.under_way.calls[action.unit]
+        inline = 0 if self._items_apart(sources) else action.inline
+        stream = self.streams.call(action.unit, action.stage, sources)
+        return ExpandCall(
+            action.stage, sources, items, inline, recording, action.crashes, stream=stream
+        )
+
+    def process(self, action: Process) -> ProcessCall:
+        """What to send for a `Process`."""
+        parent = self.under_way.parent(action)
+        recording = self._recording(action, parent)
+        part = self._part(action, parent)
+        lead = self.under_way.leads.get(action.parent, action.offset)
+        items = None if lead is None else lead.packed(action.start, action.stop)
+        return ProcessCall(action.stage, parent, part, recording, action.crashes, items)
+
+    def _inner(self, action: Expand) -> ExpandCall:
+        """What to send for items that are expanded further; they stay where they are."""
+        lead = self.under_way.leads.get(action.parent, action.offset)
+        if lead is not None:
+            parent, part = lead.above(action.start), None
+            sources = lead.calls(action.start, action.stop)
+            items = lead.packed(action.start, action.stop)
+        else:
+            parent = self.under_way.parent(action)
+            sources = tuple(parent.item(item) for item in range(action.start, action.stop))
+            part, items = self._part(action, parent), NOTHING
+        self.under_way.calls[action.unit] = sources
+        recording = self._recording(action, parent)
+        return ExpandCall(
+            stage=action.stage,
+            sources=sources,
+            items=items,
+            inline=0 if self._items_apart(sources) else action.inline,
+            recording=recording,
+            crashes=action.crashes,
+            part=part,
+            stream=self.streams.call(action.unit, action.stage, sources),
+        )
+
+    def _recording(self, action: Expand | Process, parent: SourceCall) -> Recording:
+        """What Prefect sees of a unit of items."""
+        is_task = self.stages[action.stage].task is not None
+        each = self.ledger.each_item(action.stop - action.start, is_task, self.core.expected_items)
+        recording = Recording(
+            each=each,
+            unit=uuid4() if not each and self.ledger.unit(is_task) else None,
+            upstream=self.under_way.unit_runs.get(action.parent, parent.run_id),
+        )
+        self.under_way.units[action.unit] = action, recording
+        return recording
+
+    def _part(self, action: Expand | Process, parent: SourceCall) -> Part:
+        size = self.core.size_of(action.parent, action.offset)
+        return Part(parent.label, action.offset, action.start, action.stop, size)
+
+    def _items_apart(self, calls: Sequence[SourceCall]) -> bool:
+        """Whether no item is worked on where it is found."""
+        # Items that are task runs of their own take too long to be worked on in passing.
+        single = self.stages[-1].task is not None and self.ledger.item_allowance > 0
+        single = single or self.known.compares  # nobody there knows what else has been met
+        return single or self.items_elsewhere or self.known.partly(calls)

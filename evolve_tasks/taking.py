@@ -1,0 +1,230 @@
+"""What the answers of units add to the outcome, and which task runs they have left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from evolve_tasks.answers import Answer, Lost, failure_of
+from evolve_tasks.beside import Beside
+from evolve_tasks.core.actions import Expand, Extra, Process
+from evolve_tasks.core.assembly import Portion
+from evolve_tasks.core.evolution import Evolution
+from evolve_tasks.feeding import Arrival
+from evolve_tasks.following import Following
+from evolve_tasks.known_before import KnownBefore
+from evolve_tasks.leads import Find
+from evolve_tasks.losses import Losses
+from evolve_tasks.outcome import Failure
+from evolve_tasks.report import Story
+from evolve_tasks.streams import Streams
+from evolve_tasks.telling import tell_batch, tell_expansion
+from evolve_tasks.under_way import UnderWay
+from evolve_tasks.workers.calls import (
+    BatchResult,
+    Measure,
+    NestedResult,
+    Recorded,
+    Recording,
+    SourceCall,
+    item_run_id,
+)
+from evolve_tasks.workers.streaming import Chunk
+
+
+@dataclass(slots=True)
+class Taking:
+    """Makes portions of answers, before the core is told of them.
+
+    Args:
+        core: the core of the run.
+        last: position of the last stage.
+        story: is told what came back.
+        under_way: what has begun.
+        known: what need not be done again.
+        following: takes in what was found.
+        losses: what workers took down.
+        beside: takes what is collected and combined.
+        streams: the units that give on the way.
+        recorded: task runs that the API is to know, in the order in which they were heard of.
+        on_expanded: is told name and number of items of each source that was expanded.
+    """
+
+    core: Evolution
+    last: int
+    story: Story
+    under_way: UnderWay
+    known: KnownBefore
+    following: Following
+    losses: Losses
+    beside: Beside
+    streams: Streams
+    recorded: list[Recorded]
+    on_expanded: Callable[[str, int], None] = lambda label, size: None
+    _at_work: dict[int, Collection[int] | None] = field(default_factory=dict)  # by unit that died
+
+    def at_work(self, unit: int) -> Collection[int] | None:
+        """What of a unit that died was at work; `None` if nobody knows; asked once."""
+        return self._at_work.pop(unit, None)
+
+    def portions(self, unit: int, answer: Answer) -> list[Portion]:
+        """What an answer adds to the outcome; asked before the core is told of it."""
+        if isinstance(answer, Arrival | Chunk):
+            return []
+        action, recording = self.under_way.units[unit]
+        if isinstance(action, Extra):
+            return self._extra_portions(action, recording, answer)
+        portions = self._portions(unit, action, recording, answer)
+        self.beside.gather(portions)
+        return portions
+
+    def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
+        """What came of something beside the stages."""
+        lost = None
+        if isinstance(answer, Lost):
+            if answer.crashed and not self.core.gives_up(action.unit):
+                return []  # it runs again
+            lost = failure_of(answer, self.beside.name_of(action), self.beside.index_of(action), "")
+        portions, recorded = self.beside.answered(action, recording, answer, lost)
+        self.recorded += recorded
+        for portion in portions:
+            for failure in portion.failures:
+                self.story.failed(
+                    failure.stage, failure.error_type, failure.item, failure.message, None
+                )
+        return portions
+
+    def _portions(
+        self, unit: int, action: Expand | Process, recording: Recording, answer: Answer
+    ) -> list[Portion]:
+        match answer:
+            case BatchResult():
+                parent = self.under_way.parent(action)
+                self._note_batch(recording.unit, parent, action.start, action.stop, answer)
+                tell_batch(self.story, parent, action.start, action.stop, answer)
+                keys = self.known.keys(action.parent, action.offset)
+                finds: list[Find] = []
+                portions = self._portion(finds, 0, parent, action.start, action.stop, answer, keys)
+                return portions + self.following.follow(finds, unit, 0)
+            case Measure():
+                self._tell_expansion(action, answer)
+                finds = []
+                portions = self._measured(finds, action, recording, answer)
+                first = action.stop - action.start + self.streams.lists(unit)
+                return portions + self.following.follow(finds, unit, first)
+            case NestedResult():
+                self._tell_expansion(action, answer.measure)
+                finds = []
+                portions = self._measured(finds, action, recording, answer.measure)
+                for batch in answer.batches:
+                    call = self.under_way.calls[unit][batch.offset]
+                    tell_batch(self.story, call, batch.start, batch.stop, batch.result)
+                    self._note_batch(batch.run_id, call, batch.start, batch.stop, batch.result)
+                    portions += self._portion(
+                        finds, batch.offset, call, batch.start, batch.stop, batch.result
+                    )
+                return portions + self.following.follow(finds, unit, action.stop - action.start)
+            case Lost():
+                if answer.crashed:
+                    running = self._at_work[unit] = self.losses.running(action, answer)
+                    if not self.core.gives_up(unit, running):
+                        return []  # it runs again
+                return self.losses.portions(action, answer)
+            case _:
+                raise AssertionError(f"{action} was answered with {type(answer).__name__}")
+
+    def _tell_expansion(self, action: Expand | Process, measure: Measure) -> None:
+        calls = self.under_way.calls[action.unit]
+        for label, size in tell_expansion(self.story, action.stage, calls, measure):
+            if action.parent < 0:
+                self.on_expanded(label, size)
+
+    def _portion(
+        self,
+        finds: list[Find],
+        offset: int,
+        call: SourceCall,
+        start: int,
+        stop: int,
+        batch: BatchResult,
+        keys: bytes = b"",
+    ) -> list[Portion]:
+        source = self.under_way.source(call)
+        self._note_items(call, batch.recorded, batch.failures)
+        failures = [replace(failure, source=source) for failure in batch.failures]
+        values, stop = batch.values.value(), stop - batch.not_run
+        mores = self.following.found(finds, offset, call, batch.discoveries)
+        self.beside.parts(call.index, batch.parts)
+        portion = Portion(call.position, source, start, stop, values, failures, inner=call.inner)
+        if len(values) + len(failures) < stop - start:
+            return [portion]  # results are combined where they are
+        return self.known.noted(portion, mores, keys).cut_after(mores)
+
+    def _measured(
+        self, finds: list[Find], action: Expand | Process, recording: Recording, measure: Measure
+    ) -> list[Portion]:
+        assert isinstance(action, Expand)
+        if measure.recorded and recording.unit is not None:
+            first, last = (
+                self.under_way.calls[action.unit][0].label,
+                self.under_way.calls[action.unit][-1].label,
+            )
+            label = first if action.stop - action.start == 1 else f"{first} … {last}"
+            self.recorded.append(Recorded(recording.unit, action.stage, label))
+        portions = []
+        values = measure.values.value() or [[]] * len(measure.ends)
+        calls = self.under_way.calls[action.unit]
+        for offset, (call, end, worked_out) in enumerate(
+            zip(calls, measure.ends, values, strict=True)
+        ):
+            source = self.under_way.source(call)
+            if not end.skipped:
+                self.beside.expanded(call.position)
+            self.beside.parts(call.index, end.parts)
+            portions += self.known.take_over(finds, action, offset, call, end)
+            if call.known:
+                continue
+            if end.has_run:
+                error = None if end.failure is None else str(end.failure)
+                self.recorded.append(Recorded(call.run_id, action.stage, call.label, error))
+            self._note_items(call, end.recorded, end.failures)
+            failures = end.failures if end.failure is None else [end.failure, *end.failures]
+            if failures or end.ended:
+                portion = Portion(
+                    call.position,
+                    source,
+                    0,
+                    end.ended - end.not_run,
+                    worked_out,
+                    [replace(failure, source=source) for failure in failures],
+                    inner=call.inner,
+                )
+                mores = self.following.found(finds, offset, call, end.discoveries)
+                if len(worked_out) < end.ended - end.not_run - len(end.failures):
+                    portions.append(portion)  # results are combined where they are
+                else:
+                    portions += self.known.noted(portion, mores).cut_after(mores)
+        return portions
+
+    def _note_batch(
+        self, run_id: UUID | None, call: SourceCall, start: int, stop: int, batch: BatchResult
+    ) -> None:
+        if batch.unit_recorded and run_id is not None:
+            items = str(start) if stop - start == 1 else f"{start}-{stop - 1}"
+            label = f"{call.label} {items}"
+            self.recorded.append(Recorded(run_id, self.last, label))
+
+    def _note_items(
+        self, call: SourceCall, positions: Sequence[int], failures: Sequence[Failure]
+    ) -> None:
+        errors = {failure.index[-1]: str(failure) for failure in failures}
+        self.recorded += [
+            Recorded(
+                item_run_id(call.run_id, position),
+                self.last,
+                f"{call.label} {position}",
+                errors.get(position),
+            )
+            for position in positions
+        ]

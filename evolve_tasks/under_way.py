@@ -1,0 +1,47 @@
+"""What of a run has begun and not ended: its sources, and its units with what they work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from evolve_tasks.core.actions import Expand, Extra, Process
+from evolve_tasks.leads import Leads
+from evolve_tasks.workers.calls import Recording, SourceCall
+
+
+@dataclass(slots=True)
+class UnderWay:
+    """Knows a source until it has ended, and a unit until no list of it is open.
+
+    Args:
+        sources: each source that is open, and what stands for it, by position.
+        units: what is in flight, and what Prefect sees of it, by unit.
+        calls: what each unit expanded whose lists may be open.
+        unit_runs: the task run of each unit that has open lists.
+        leads: the lists that came to the flow.
+    """
+
+    sources: dict[int, tuple[Any, SourceCall]] = field(default_factory=dict)
+    units: dict[int, tuple[Expand | Process | Extra, Recording]] = field(default_factory=dict)
+    calls: dict[int, tuple[SourceCall, ...]] = field(default_factory=dict)
+    unit_runs: dict[int, UUID] = field(default_factory=dict)
+    leads: Leads = field(default_factory=Leads)
+
+    def source(self, call: SourceCall) -> Any:
+        """The source from which something comes."""
+        return self.sources[call.position][0]
+
+    def parent(self, action: Expand | Process) -> SourceCall:
+        """What gave the items of a unit."""
+        lead = self.leads.get(action.parent, action.offset)
+        if lead is not None and lead.owner is not None:
+            return lead.owner
+        return self.calls[action.parent][action.offset]
+
+    def released(self, unit: int) -> None:
+        """Forget a unit, none of whose lists is open."""
+        self.unit_runs.pop(unit, None)
+        self.calls.pop(unit, None)
+        self.leads.release(unit)
