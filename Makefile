@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: run ui test unit soak soak-served clusters lint bench bench-peers clean
+.PHONY: run ui test unit matrix soak soak-served clusters lint bench bench-peers clean
 .DEFAULT_GOAL := run
 
 $(READY): pyproject.toml constraints.txt
@@ -30,6 +30,10 @@ test: lint
 # Seconds, without a cluster.
 unit: $(READY)
 	$(BIN)/python -m pytest tests/unit
+
+# The whole conformance suite in each combination of batch and record: half an hour.
+matrix: $(READY)
+	EVOLVE_MATRIX=1 $(BIN)/python -m pytest --numprocesses 2 tests/conformance/test_batches_and_records.py
 
 # A hundred rounds in which workers, flows, the scheduler and the API are killed; prints a table.
 soak: $(READY)

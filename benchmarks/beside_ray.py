@@ -17,9 +17,13 @@ from benchmarks.throughput import FUNCTIONS, TASKS, evolve_seconds
 
 TITLE = f"Ray {ray_version()} beside evolve"
 READING = (
-    "items a second over those of evolve (`as_completed`) with functions, in turns in the same "
-    "run; more is better. Ray has 2 CPUs, evolve 2 worker processes of one thread. Ray records "
-    "nothing, and is connected before the clock starts; evolve connects within it"
+    "items a second over those of evolve (`as_completed`) with recorded tasks, in turns in the "
+    "same run; more is better. Ray has 2 CPUs, evolve 2 worker processes of one thread. Ray "
+    "records nothing, and is connected before the clock starts; evolve connects within it. Chunks "
+    "by hand are what evolve makes by itself: a thousand items in one task, of which Ray knows "
+    "nothing. What is between the two is what evolve does for each item beside calling the "
+    "function: its own result, failure and position, in the order of the sources, and Prefect's "
+    "record"
 )
 ITEM_BY_ITEM = {
     "wait": "ray.wait loop",
@@ -27,11 +31,11 @@ ITEM_BY_ITEM = {
     "streaming": "streaming generator",
 }
 CHUNKS = {"chunks": "chunks of 1,000, by hand"}
-BASE = "evolve, as_completed, functions"
+BASE = "evolve, as_completed, tasks, recorded"
 
 
 def measure(cluster: Cluster, sizes: Sizes) -> Iterator[Row]:
-    """Measure item by item on the shape of the recipes, and chunks on the first of evolve's."""
+    """Measure evolve on its shapes, and Ray item by item on that of the recipes."""
     with (
         # A short path: Ray makes sockets in it, whose names may have a hundred characters.
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as home,
@@ -41,25 +45,31 @@ def measure(cluster: Cluster, sizes: Sizes) -> Iterator[Row]:
             ray.seconds(way, Shape(4, 4))
         for stages in (FUNCTIONS, TASKS):
             evolve_seconds(cluster, Shape(2, 2), stages, "as_completed")
-        yield from _beside(cluster, sizes, ray, ITEM_BY_ITEM, sizes.recipe)
-        yield from _beside(cluster, sizes, ray, CHUNKS, sizes.shapes[0])
+        for shape in sizes.shapes:
+            yield from _beside(cluster, sizes, ray, ITEM_BY_ITEM, shape, sizes.recipe)
+        yield from _beside(cluster, sizes, ray, CHUNKS, sizes.shapes[0], sizes.shapes[0])
 
 
 def _beside(
-    cluster: Cluster, sizes: Sizes, ray: Ray, names: dict[str, str], shape: Shape
+    cluster: Cluster, sizes: Sizes, ray: Ray, names: dict[str, str], shape: Shape, rays: Shape
 ) -> Iterator[Row]:
+    """Rates of evolve on one shape, and of Ray on its own, in turns."""
+    functions = "evolve, as_completed, functions"
     ways: dict[str, Callable[[], float]] = {
-        BASE: partial(evolve_seconds, cluster, shape, FUNCTIONS, "as_completed"),
-        "evolve, as_completed, tasks, recorded": partial(
-            evolve_seconds, cluster, shape, TASKS, "as_completed"
-        ),
+        BASE: partial(evolve_seconds, cluster, shape, TASKS, "as_completed"),
+        functions: partial(evolve_seconds, cluster, shape, FUNCTIONS, "as_completed"),
     }
+    shapes = {BASE: shape, functions: shape}
     for way, name in names.items():
-        ways[f"Ray, {name}"] = partial(ray.seconds, way, shape)
-    found = in_turns(ways, sizes.repeats)
-    for name, seconds in found.items():
-        rate = Spread.of(rates(shape.total, seconds)).median
+        ways[f"Ray, {name}"] = partial(ray.seconds, way, rays)
+        shapes[f"Ray, {name}"] = rays
+    found = {
+        name: [seconds / shapes[name].total for seconds in times]
+        for name, times in in_turns(ways, sizes.repeats).items()
+    }
+    for name, each_s in found.items():
+        rate = Spread.of(rates(1, each_s)).median
         stated = name.startswith("Ray") and names is ITEM_BY_ITEM
         target = targets.RAY_ITEMS if stated else None
-        ratio = over(found[BASE], seconds)
-        yield Row(name, str(shape), ratio, f"{short(rate)} items/s", rate, target)
+        ratio = over(found[BASE], each_s)
+        yield Row(name, str(shapes[name]), ratio, f"{short(rate)} items/s", rate, target)

@@ -153,14 +153,7 @@ def simulate(items: int, threads: int = THREADS) -> Simulated:
 
 def measure(_: Cluster, sizes: Sizes) -> Iterator[Row]:
     """Simulate in a process of its own, whose memory nothing else has used."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.core_alone", str(sizes.decisions)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    ran = Simulated(**json.loads(ended.stdout.strip().splitlines()[-1]))
+    ran, fewer = _simulated(sizes.decisions), _simulated(sizes.decisions // 10)
     yield Row(
         "core, batch by durations",
         f"{ran.items:,} items on {THREADS:,} threads",
@@ -174,6 +167,24 @@ def measure(_: Cluster, sizes: Sizes) -> Iterator[Row]:
         Spread.of([ran.decisions / ran.seconds / targets.DECISIONS]),
         target=targets.AT_LEAST,
     )
+    yield Row(
+        "core, its memory over that for a tenth of the items",
+        f"{ran.items:,} items on {THREADS:,} threads",
+        Spread.of([ran.mb / max(1.0, fewer.mb)]),
+        f"{ran.mb:.1f} MB beside {fewer.mb:.1f} MB",
+        target=targets.CONSTANT,
+    )
+
+
+def _simulated(items: int) -> Simulated:
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.core_alone", str(items)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Simulated(**json.loads(ended.stdout.strip().splitlines()[-1]))
 
 
 if __name__ == "__main__":

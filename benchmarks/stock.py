@@ -87,6 +87,8 @@ def map_row(
     own = [one.rate for one in found]
     rate, after = Spread.of(own).median, Spread.of([one.recorded_after_s for one in found]).median
     fewest = min(one.completed for one in found)
+    if target is not None and fewest < count:
+        raise RuntimeError(f"{name}: {fewest} of {count} task runs are Completed in the API")
     return Row(
         f"{name}, task.map",
         f"{count} items",

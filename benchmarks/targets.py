@@ -38,3 +38,6 @@ WITHIN = Target(worst_at_most=1.0)
 # Decisions a second over this.
 DECISIONS = 200_000
 AT_LEAST = Target(median_at_least=1.0)
+
+# Memory of the core for ten times the items, over that for so many: what is open is the same.
+CONSTANT = Target(worst_at_most=1.25)

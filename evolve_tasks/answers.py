@@ -23,7 +23,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.streaming import Chunk
-from evolve_tasks.workers.transport import Unpacked
+from evolve_tasks.workers.transport import Packed, Unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ def readable(answer: Answer) -> Answer:
     """
     parts: list[Measure | BatchResult | Collected] = []
     match answer:
+        case Chunk():
+            return _read(answer)
         case Collected():
             parts = [answer]
         case Measure() | BatchResult():
@@ -63,6 +65,8 @@ def readable(answer: Answer) -> Answer:
                 part.value = Unpacked(part.value.value())
                 continue
             part.values = Unpacked(part.values.value())
+            if isinstance(part, Measure) and part.items is not None:
+                part.items = Unpacked(part.items.value())
             for one in _discoveries_of(part):
                 one.items = Unpacked(one.items.value())
         except Exception as error:
@@ -74,6 +78,17 @@ def readable(answer: Answer) -> Answer:
                 )
             )
     return answer
+
+
+def _read(chunk: Chunk) -> Chunk:
+    try:
+        return chunk._replace(items=Packed(chunk.payload).value(), payload=b"")
+    except Exception as error:
+        return chunk._replace(
+            unreadable="it was given on the way, and cannot be unpickled in the flow's process "
+            f"({type(error).__name__}: {error}); give plain values, or see that their classes are "
+            "installed there and can be made from what they pickle"
+        )
 
 
 def _discoveries_of(part: Measure | BatchResult) -> list[Discovery]:

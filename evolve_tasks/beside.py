@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 from uuid import uuid4
 
+from evolve_tasks.answers import Lost
 from evolve_tasks.collecting import Collecting, Ended
-from evolve_tasks.core.actions import Action, Extra
+from evolve_tasks.core.actions import Action, Expand, Extra, ItemDone
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.outcome import Failure
@@ -50,8 +51,8 @@ class Beside:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The functions, as stages after the others."""
-        users = (self.collecting, self.reducing)
-        return tuple(user.stage for user in users if user is not None)
+        collecting = () if self.collecting is None else self.collecting.stages
+        return collecting if self.reducing is None else (*collecting, self.reducing.stage)
 
     @property
     def values_wanted(self) -> bool:
@@ -66,10 +67,22 @@ class Beside:
             for portion in portions:
                 portion.values = []
 
-    def expanded(self, position: int) -> None:
-        """A source was expanded; it may have given nothing."""
+    def begun(self, action: Expand, calls: Sequence[SourceCall]) -> None:
+        """Inner items are about to be expanded."""
         if self.collecting is not None:
-            self.collecting.expanded(position)
+            self.collecting.begun(action, calls)
+
+    def expanded(self, action: Expand, offset: int, call: SourceCall, item: Any) -> None:
+        """Note that something was expanded; it may have given nothing.
+
+        Args:
+            action: the unit that it was in.
+            offset: which of its items it was.
+            call: what stood for it.
+            item: an inner item itself, where these are collected.
+        """
+        if self.collecting is not None:
+            self.collecting.expanded(action, offset, call, item)
 
     def parts(self, index: Index, parts: Parts | None) -> None:
         """Take what consecutive items came to."""
@@ -94,12 +107,17 @@ class Beside:
             else:
                 self.reducing.take_values(index, place, [value])
 
+    def item_ended(self, done: ItemDone, source_of: Callable[[SourceCall], Any]) -> list[Action]:
+        """Ask for what is to be done with an inner item that has ended."""
+        ended = None if self.collecting is None else self.collecting.item_ended(done, source_of)
+        return [] if ended is None else self._ask(ended)
+
     def source_ended(self, position: int, source: Any, call: SourceCall) -> list[Action]:
         """Ask for what is to be done with a source that has ended."""
         actions: list[Action] = []
         self._sources += 1
         if self.collecting is not None:
-            ended = self.collecting.ended(position, source, call)
+            ended = self.collecting.source_ended(source, call)
             if ended is not None:
                 actions += self._ask(ended)
         if self.reducing is not None:
@@ -118,17 +136,26 @@ class Beside:
             actions += self._ask(combination)
         return actions
 
-    def call(self, action: Extra) -> CollectCall | CombineCall:
-        """What to send for an `Extra`."""
+    def call(self, action: Extra) -> CollectCall | CombineCall | Lost:
+        """What to send for an `Extra`; `Lost` if it cannot travel."""
         asked = self._asked[action.number]
         if isinstance(asked, Ended):
-            assert self.collecting is not None, "it was asked for"
-            each = self.ledger.each_source(1, self.collecting.stage.task is not None)
+            each = self.ledger.beside(asked.by.stage.task is not None, of_source=True)
             recording = Recording(each=each, upstream=asked.call.run_id)
-            return CollectCall(asked.call, Packed.of(asked.given), recording, action.crashes)
+            try:
+                given = Packed.of(asked.given)
+            except Exception as error:
+                return Lost(
+                    TypeError(
+                        f"what {asked.by.stage.name} is to be called with cannot be pickled "
+                        f"({type(error).__name__}: {error}), so it cannot be sent to a worker; "
+                        "give sources that are plain values"
+                    )
+                )
+            return CollectCall(asked.by.of, asked.call, given, recording, action.crashes)
         assert self.reducing is not None, "it was asked for"
         is_task = self.reducing.stage.task is not None
-        unit = uuid4() if is_task and self.ledger.unit(is_task) else None
+        unit = uuid4() if self.ledger.beside(is_task, of_source=False) else None
         return CombineCall(
             [group.blocks for group in asked.groups],
             f"{sum(len(group.blocks) for group in asked.groups)} parts",
@@ -169,8 +196,10 @@ class Beside:
 
     def name_of(self, action: Extra) -> str:
         """Name of the function that an `Extra` calls."""
-        user = self.collecting if isinstance(self._asked[action.number], Ended) else self.reducing
-        return "" if user is None else user.stage.name
+        asked = self._asked[action.number]
+        if isinstance(asked, Ended):
+            return asked.by.stage.name
+        return "" if self.reducing is None else self.reducing.stage.name
 
     def index_of(self, action: Extra) -> Index:
         """Where its failure stands in the outcome."""

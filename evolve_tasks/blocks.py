@@ -118,6 +118,10 @@ class ClusterTls(_Checked):
         Raises:
             InvalidInput: a file is missing or is no certificate or key, or they do not belong
                 together.
+
+        Example:
+            >>> def client_of(block: DaskCluster) -> Client:
+            ...     return Client(block.address, security=block.tls.security())
         """
         for name, part in (("ca", self.ca), ("certificate", self.certificate), ("key", None)):
             value = self._secret() if name == "key" else part
@@ -431,6 +435,10 @@ class DaskCluster(Block):
 
         Raises:
             InvalidInput: a file of `tls` or the class is missing on this machine.
+
+        Example:
+            >>> DaskCluster(address="tcp://10.0.0.5:8786").runner_arguments()
+            {'address': 'tcp://10.0.0.5:8786', 'client_kwargs': {}}
         """
         if self.address is not None:
             security = {} if self.tls is None else {"security": self.tls.security()}
@@ -471,6 +479,11 @@ class DaskCluster(Block):
         Raises:
             InvalidInput: as in `check`.
             ClusterUnfit: as in `check`.
+
+        Example:
+            >>> async def fit(name: str) -> bool:
+            ...     cluster = await DaskCluster.load(name)
+            ...     return not (await cluster.acheck()).problems
         """
         return await run_sync_in_worker_thread(self._check, timeout_s)
 
@@ -492,6 +505,10 @@ class DaskCluster(Block):
         Raises:
             InvalidInput: a file of `tls` or the class is missing on this machine.
             ClusterUnfit: the scheduler cannot be reached, or the cluster cannot be started.
+
+        Example:
+            >>> def fit(name: str) -> bool:
+            ...     return not DaskCluster.load(name).check().problems
         """
         return self._check(timeout_s)
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.journal import Journal
 from evolve_tasks.monitoring.events import RunEvents
 from evolve_tasks.monitoring.glimpsing import glimpsing
+from evolve_tasks.monitoring.progress_lines import told_in_lines
 from evolve_tasks.monitoring.shown import Shown
 from evolve_tasks.monitoring.steering import Variable, in_flight_now, steered
 from evolve_tasks.monitoring.terminal import showing, terminal
@@ -43,6 +44,7 @@ from evolve_tasks.strategies.submitting import Submitter, new_run_name
 from evolve_tasks.streams import Streams
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.context import on_worker
+from evolve_tasks.workers.engines import keeps_results
 from evolve_tasks.workers.seceding import seceded
 
 # Work that lies ready for each thread: one item running, and enough behind it that a thread
@@ -103,8 +105,8 @@ class Call:
         _refuse_wrong_fingerprint(fingerprint, resolved)
         _refuse_wrong_label(label)
         _refuse_wrong_key(key, resolved)
-        collecting = collecting_by(collect, len(stages))
-        reducing = reducing_by(reduce, len(stages) + (collecting is not None))
+        collecting = collecting_by(collect, stages)
+        reducing = reducing_by(reduce, len(stages) + len(collecting.stages if collecting else ()))
         _refuse_wrong_sources(sources)
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
@@ -120,6 +122,9 @@ class Call:
             )
         has_dask = nested or isinstance(runner, DaskTaskRunner)
         choice = choose(resolved.strategy, stages, has_dask=has_dask, on_worker=nested)
+        if iterates:
+            # A loop that takes its time would look like a flow that cannot keep up.
+            choice = replace(choice, adapts=False)
         _refuse_wrong_resources(resolved, stages, choice)
         _refuse_steering_one_item(resolved, choice)
         client: Client | None = None
@@ -195,7 +200,11 @@ class Call:
             most_items=options.limits.max_items,
             unique=options.unique,
             key=self.key,
-            collect=None if self.collecting is None else self.collecting.stage,
+            collect=(
+                {}
+                if self.collecting is None
+                else {one.of: one.stage for one in self.collecting.collectors.values()}
+            ),
             reduce=None if self.reducing is None else self.reducing.stage,
             values_wanted=bool(self.reducing is None or self.collecting or resuming),
         )
@@ -215,7 +224,7 @@ class Call:
             reducing=self.reducing,
             label=self.label,
             key=self.key,
-            warn=logger.warning,
+            logger=logger,
         )
         note = logger.warning if self.choice.warn else logger.info
         note("Evolving with strategy %s: %s", self.choice.strategy, self.choice.reason)
@@ -226,8 +235,9 @@ class Call:
             stack.callback(submitter.close)
             if missing := submitter.missing():
                 logger.warning("No worker offers %s at this moment; waiting for one", missing)
+        for stage, why in self._gathered(resuming):
+            logger.info("%s is run to its end before its items begin: %s", stage, why)
         stack.enter_context(steered(flow_run_id(), run, variable, logger))
-        stack.enter_context(showing(run, console, self.client))
         if self.choice.strategy == "nested" and self.client is not None:
             stack.enter_context(glimpsing(self.client, run))
         shown = Shown(
@@ -239,6 +249,10 @@ class Call:
             logger=logger,
             progress=options.progress,
         )
+        if console is not None:
+            stack.enter_context(showing(run, console, self.client))
+        elif options.progress:
+            stack.enter_context(told_in_lines(shown.line, logger))
         stack.enter_context(shown.shown())
         events = RunEvents(spec.run, shown.title, flow_run_id())
         events.started(
@@ -265,15 +279,30 @@ class Call:
         )
 
     def _streams(self, threads: int, resuming: Resuming | None) -> Streams:
-        """Which stages give on the way: generators, where the flow can hear of it.
-
-        With a journal all of a list has to be there before it is known which of it is finished.
-        """
-        if self.client is None or resuming is not None:
-            return Streams()
-        stages = [stage.position for stage in self.stages[:-1] if generates(stage)]
+        """Which stages give on the way: generators, where the flow can hear of it."""
+        gathered = dict(self._gathered(resuming))
+        stages = [
+            stage.position
+            for stage in self.stages[:-1]
+            if generates(stage) and stage.name not in gathered
+        ]
         allowance = self.options.limits.buffered // (2 * max(1, threads))
         return Streams(stages, max(1, min(allowance, MOST_AHEAD)))
+
+    def _gathered(self, resuming: Resuming | None) -> Iterator[tuple[str, str]]:
+        """Generators that cannot give on the way here, and why."""
+        for stage in self.stages[:-1]:
+            if not generates(stage):
+                continue
+            task = stage.task
+            if self.client is None:
+                yield stage.name, "without Dask one thing is done after the other"
+            elif resuming is not None:
+                yield stage.name, "what a journal has of a list is known by all of it"
+            elif task is not None and task.timeout_seconds is not None and not task.isasync:
+                yield stage.name, "its time limit needs a thread that cannot be left meanwhile"
+            elif task is not None and keeps_results(task):
+                yield stage.name, "what Prefect stores as its result has to be all of it"
 
     def _resuming(self, stack: ExitStack, logger: Any) -> Resuming | None:
         """Take the journal, where there is to be one."""
@@ -292,7 +321,12 @@ class Call:
         holder = f"flow run {context.flow_run.name}"
         journal = stack.enter_context(Journal.open(name, get_result_store(), holder=holder))
         resuming = Resuming(
-            journal, self.stages, self.fingerprint, logger, unique=self.options.unique
+            journal,
+            self.stages,
+            self.fingerprint,
+            logger,
+            unique=self.options.unique,
+            key=self.key,
         )
         stack.callback(resuming.tell)
         return resuming

@@ -61,6 +61,7 @@ class Overrides(TypedDict, total=False):
     record_budget: int
     events_per_minute: int | None
     resources: dict[str, dict[str, float]] | None
+    priority: int
     journal: bool | str
     unique: bool
     progress: bool
@@ -69,7 +70,7 @@ class Overrides(TypedDict, total=False):
 class Callables(TypedDict, total=False):
     """The callables of a run."""
 
-    collect: Stagelike | None
+    collect: Stagelike | Mapping[str, Stagelike] | None
     reduce: Stagelike | None
     key: Callable[[Any], Any] | None
     label: Callable[[Any], Any] | None
@@ -99,7 +100,11 @@ def evolve(
             a worker as soon as all that came from the source has ended; its values are in
             `outcome.collected`, as `(source, value)`. If it takes a third argument it is given
             the failures of the source, too, and is called also for a source that could not be
-            expanded. What it raises is a failure of the source, which policies count.
+            expanded. What it raises is a failure of the source, which policies count. Inner items
+            are collected likewise where functions are given by the name of an expanding stage, as
+            in `{"list_folder": count, "parse_file": write_summary}`: each is called with what
+            that stage was given and all results that came from it; the values are in
+            `outcome.collected_by_stage`, by that name.
         reduce: a Prefect task or a function of two results that gives one of their kind, and does
             not care how they are grouped, as `operator.add`. Results are combined on the workers,
             in pairs whose shape follows from their positions, and do not come to the flow:
@@ -158,13 +163,15 @@ async def aevolve(
         sources: as in `evolve`.
         stages: as in `evolve`; tasks and functions may be async.
         options: as in `evolve`.
-        overrides: as in `evolve`.
+        overrides: fields of `EvolveOptions`, and the callables `collect`, `reduce`,
+            `fingerprint`, `label` and `key`, all as in `evolve`.
 
     Returns:
         The outcome, as `evolve` gives it.
 
     Raises:
-        InvalidInput: as in `evolve`.
+        InvalidInput: as in `evolve`; so are all others, `NotInFlow`, `ClusterLost`,
+            `ClusterUnfit`, `RunCancelled`, `JournalBusy` and `JournalLost`.
         EvolveFailed: as in `evolve`.
 
     Example:
@@ -209,14 +216,17 @@ def evolve_iter(
         sources: as in `evolve`; they may be endless.
         stages: as in `evolve`.
         options: as in `evolve`.
-        overrides: as in `evolve`.
+        overrides: fields of `EvolveOptions`, and the callables `fingerprint`,
+            `label` and `key`, all as in `evolve`.
 
     Yields:
         An `ItemOutcome` for each item, and for each source or inner item that could not be
         expanded, in order of completion.
 
     Raises:
-        InvalidInput: as in `evolve`, at the call.
+        InvalidInput: as in `evolve`, at the call; so is `NotInFlow`. At the first step
+            `ClusterUnfit` and `JournalBusy`, at any `ClusterLost`, `RunCancelled` and
+            `JournalLost`, as in `evolve`.
         EvolveFailed: after the last outcome, if the policy does not accept the failures; its
             outcome has counts and the first failures, the results went to the loop.
 
@@ -255,13 +265,14 @@ async def aevolve_iter(
         sources: as in `evolve_iter`.
         stages: as in `evolve_iter`.
         options: as in `evolve_iter`.
-        overrides: as in `evolve_iter`.
+        overrides: as in `evolve_iter`: fields of `EvolveOptions`, `fingerprint`, `label`, `key`.
 
     Yields:
         An `ItemOutcome` for each item and for each source that failed.
 
     Raises:
-        InvalidInput: as in `evolve`, at the first step.
+        InvalidInput: as in `evolve`, at the first step; so is `NotInFlow`. All others are as in
+            `evolve_iter`.
         EvolveFailed: as in `evolve_iter`.
 
     Example:

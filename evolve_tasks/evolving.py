@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from operator import length_hint
@@ -11,7 +12,7 @@ from uuid import UUID, uuid4
 from evolve_tasks.answers import Answer, Lost, found_nested, found_of
 from evolve_tasks.beside import Beside
 from evolve_tasks.collecting import Collecting
-from evolve_tasks.core.actions import Action, Expand, Extra, Found, Process
+from evolve_tasks.core.actions import Action, Expand, Extra, Found, ItemDone, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution
@@ -44,11 +45,11 @@ from evolve_tasks.workers.calls import (
     Measure,
     NestedResult,
     Recorded,
+    Recording,
     SourceCall,
 )
 from evolve_tasks.workers.glimpses import Glimpse
 from evolve_tasks.workers.streaming import Chunk
-from evolve_tasks.workers.transport import Packed
 
 
 class EvolvingRun:
@@ -69,7 +70,7 @@ class EvolvingRun:
         reducing: what combines results; `None` for nothing.
         label: the user's function that names a source; `None` for the usual names.
         key: the user's function that says what makes two items the same; `None` for none.
-        warn: is told what nobody would see otherwise.
+        logger: is told what nobody would see otherwise.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class EvolvingRun:
         reducing: Reducing | None,
         label: Callable[[Any], Any] | None,
         key: Callable[[Any], Any] | None,
-        warn: Callable[..., None],
+        logger: logging.Logger | Any,
     ) -> None:
         known, last = _known_length(sources), len(stages) - 1
+        told_of = () if collecting is None else collecting.inner
         self.run = run
         self.stages = stages
         self.options = options
@@ -104,6 +106,8 @@ class EvolvingRun:
             sources_known=known,
             max_items=options.limits.max_items,
             max_depth=options.limits.max_depth,
+            told_of=told_of,
+            streaming=streams.stages,
         )
         self.ledger = RecordLedger(options.record, options.record_budget, known, events_per_minute)
         self.story = story
@@ -117,6 +121,7 @@ class EvolvingRun:
         self.unseen = False  # the API does not know the flow run any more
         self.wake: Callable[[], None] = lambda: None
         self._label = label
+        self._logger = logger
         self.on_source: Callable[[int, Any], None] | None = None
         self.deaths = False  # of workers that had something of this run
         self.recorded: list[Recorded] = []
@@ -128,7 +133,7 @@ class EvolvingRun:
         self.under_way = UnderWay()
         self.beside = Beside(self.core, self.ledger, collecting, reducing)
         seen = Seen(len(stages)) if options.unique else None
-        self.known = KnownBefore(last, seen, key, resuming, self.under_way, self.beside, warn)
+        self.known = KnownBefore(last, seen, key, resuming, self.under_way, self.beside, logger)
         self.losses = Losses(run, stages, self.ledger, story, self.under_way)
         takes = options.resources or {}
         self.sending = Sending(
@@ -138,19 +143,21 @@ class EvolvingRun:
             self.under_way,
             self.known,
             streams,
+            self.beside,
             items_elsewhere=takes.get(stages[0].name) != takes.get(stages[-1].name),
         )
         self.taking = Taking(
             self.core,
-            last,
+            stages,
             story,
             self.under_way,
             self.known,
-            Following(self.known, self.under_way, options.limits.max_depth),
+            Following(self.known, self.under_way, options.limits.max_depth, told_of),
             self.losses,
             self.beside,
             streams,
             self.recorded,
+            logger,
         )
 
     def arrived(self, arrival: Arrival) -> list[Action]:
@@ -224,9 +231,12 @@ class EvolvingRun:
 
     # -- carrying out actions -------------------------------------------------------------------
 
-    def extra_call(self, action: Extra) -> CollectCall | CombineCall:
-        """What to send for an `Extra`."""
+    def extra_call(self, action: Extra) -> CollectCall | CombineCall | Lost:
+        """What to send for an `Extra`; `Lost` if it cannot travel."""
         call = self.beside.call(action)
+        if isinstance(call, Lost):
+            self.under_way.units[action.unit] = action, Recording()
+            return call
         self.under_way.units[action.unit] = action, call.recording
         return call
 
@@ -242,6 +252,10 @@ class EvolvingRun:
         """Carry out a `Release`."""
         self.under_way.released(unit)
         self.known.released(unit)
+
+    def item_done(self, done: ItemDone) -> list[Action]:
+        """Carry out an `ItemDone`."""
+        return self.beside.item_ended(done, self.under_way.source)
 
     def source_done(self, position: int) -> list[Action]:
         """Carry out a `SourceDone`."""
@@ -275,14 +289,14 @@ class EvolvingRun:
         if isinstance(action, Extra):
             if isinstance(answer, Lost) and answer.crashed:
                 self.deaths = True
-                return self.core.crashed(unit)
+                return self.core.crashed(unit) + self.beside.go_on()
             failed = isinstance(answer, Lost)
             if isinstance(answer, Collected | Combined):
                 failed = answer.failure is not None
             return self.core.extra_ended(unit, failed=failed) + self.beside.go_on()
         if isinstance(action, Expand):
             self._glimpses.pop(action.start, None)
-            self.streams.ended(unit)
+            self.streams.ended(unit, again=isinstance(answer, Lost) and answer.crashed)
         core, further = self.core, self.taking.following.of(unit)
         match answer:
             case BatchResult():
@@ -325,7 +339,9 @@ class EvolvingRun:
                 self.ledger.give_back(unit)
                 if answer.crashed:
                     self.deaths = True
-                    return core.crashed(unit, self.taking.at_work(unit))
+                    at_work = self.taking.at_work(unit)
+                    self._logger.debug("%s died with its worker; at work: %s", action, at_work)
+                    return core.crashed(unit, at_work)
                 if isinstance(action, Process):
                     return core.processed(unit, failed=action.stop - action.start)
                 return core.expansion_lost(unit)
@@ -335,20 +351,24 @@ class EvolvingRun:
         calls = self.under_way.calls[chunk.unit]
         action, call = self.under_way.units[chunk.unit][0], calls[chunk.offset]
         assert isinstance(action, Expand), "nothing else gives on the way"
-        items = Packed(chunk.payload).value()
+        # `taking` made failures of what cannot be read here.
+        items = chunk.items or [None] * chunk.size
         if known := self.streams.repeated(chunk):
             items, keys = items[known:], chunk.keys[known * KEY_BYTES :]
             chunk = chunk._replace(start=chunk.start + known, size=len(items), keys=keys)
             if not items:
                 return []
         place = len(calls) + self.streams.took(chunk, call)
-        self.under_way.leads.add(chunk.unit, [Lead(items, call, [], chunk.start)], place)
         found = Found(chunk.size, start=chunk.start)
-        if self.known.seen is not None:
+        if chunk.unreadable:
+            found = found._replace(ended=chunk.size, failed=chunk.size)
+        elif self.known.seen is not None:
             fresh = self.known.seen.fresh(action.stage + 1, chunk.keys)
             met = chunk.size - len(fresh)
             left = ranges([chunk.start + position for position in fresh])
             found = found._replace(ended=met, repeated=met, left=left)
+        if found.ended < found.size:
+            self.under_way.leads.add(chunk.unit, [Lead(items, call, [], chunk.start)], place)
         return self.core.gave(chunk.unit, chunk.offset, found)
 
     def complete(self, answers: Iterable[tuple[int, Answer]]) -> list[tuple[int, Answer]]:
@@ -357,9 +377,8 @@ class EvolvingRun:
 
     def permits(self) -> list[tuple[int, int, int]]:
         """How far stages that give on the way may go now: unit, which of its items, number."""
-        wanted = not self.core.closed
-        free = self.options.limits.buffered - self.core.waiting
-        return self.streams.permits(free if wanted else None)
+        core, buffered = self.core, self.options.limits.buffered
+        return self.streams.permits(None if core.closed else core.waiting_behind, buffered)
 
     def glimpsed(self, glimpse: Glimpse) -> None:
         """Note how far nested sources are; may be called from any thread."""

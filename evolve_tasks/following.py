@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,11 +25,13 @@ class Following:
         known: what need not be done again.
         under_way: what has begun.
         max_depth: how often the last stage may lead further; `None` for any number.
+        told_of: inner stages of whose items it matters what each of them led to.
     """
 
     known: KnownBefore
     under_way: UnderWay
     max_depth: int | None
+    told_of: Collection[int]
     _further: dict[int, list[Further]] = field(default_factory=dict)  # of units that ended
 
     def of(self, unit: int) -> Sequence[Further]:
@@ -64,7 +66,8 @@ class Following:
         most = self.max_depth
         action = self.under_way.units[unit][0]
         assert not isinstance(action, Extra), "its finds are nobody's items"
-        apart = action.parent < 0  # their sources are different ones
+        # Of different sources, or somebody asks what came of each.
+        apart = action.parent < 0 or action.stage in self.told_of
         for find in finds:  # which grows
             seen = self.known.seen
             if most is not None and find.call.depth >= most:

@@ -6,6 +6,7 @@ through the futures of a `map` would spend more time on that than the tasks take
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from prefect_dask.task_runners import PrefectDaskFuture
 from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.seceding import secede_for_good, seceded
 from evolve_tasks.workers.submitted import small_states
+
+_logger = logging.getLogger(__name__)
 
 # Further results that come along with one that is asked for: so many at the most, and each no
 # larger than what a message costs anyway. Large ones stay where they are until they are wanted.
@@ -145,8 +148,9 @@ class EndedFutures:
         for key, packed in (pair for states in found.values() for pair in states.items()):
             try:
                 futures[key].ended_with(packed.value())
-            except Exception:  # its class is not known here: who asks for it alone is told so
-                continue
+            except Exception as error:  # unpickling raises whatever its class does
+                # Who asks for it alone is told: it is left where it is until then.
+                _logger.debug("The result of %s did not come along: %r", key, error)
 
     def _take(self) -> Iterator[EvolveFuture]:
         for _ in range(min(AT_ONCE, len(self._futures))):

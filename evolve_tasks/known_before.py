@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,7 +31,7 @@ class KnownBefore:
         resuming: the journal of the run; `None` if it has none.
         under_way: what has begun.
         beside: takes results that need not be worked out again.
-        warn: is told what cannot be compared.
+        logger: is told what cannot be compared, and what is known.
     """
 
     last: int
@@ -39,7 +40,7 @@ class KnownBefore:
     resuming: Resuming | None
     under_way: UnderWay
     beside: Beside
-    warn: Callable[..., None]
+    logger: logging.Logger | Any
     _sources: dict[int, tuple[int, Recalled]] = field(default_factory=dict)  # known in whole
     _met: set[int] = field(default_factory=set)  # sources that are equal to others
     _shares: dict[tuple[int, int], Share] = field(default_factory=dict)  # by unit and list
@@ -65,6 +66,7 @@ class KnownBefore:
         if known is None:
             return False
         self._sources[position] = known
+        self.logger.debug("Source %d is known, with %d items", position, known[0])
         return True
 
     def source_done(self, position: int) -> None:
@@ -92,7 +94,7 @@ class KnownBefore:
         try:
             keys = keys_of(self.key, [source])
         except Exception as error:
-            self.warn(
+            self.logger.warning(
                 "unique=True cannot compare source %s with others (%s); it is worked on",
                 short_repr(source),
                 error,

@@ -206,6 +206,11 @@ class Opened:
                 self.runner.acknowledge_at_end(self._flow_run_id, message)
             raise RunCancelled(message)
         collecting = run.beside.collecting
+        collected = {}
+        if collecting is not None:
+            collected = {
+                run.stages[of].name: collecting.collected(of) for of in collecting.collectors
+            }
         outcome = Outcome(
             results=[value for _, values in by_source for value in values],
             by_source=by_source,
@@ -217,7 +222,8 @@ class Opened:
             stopped=run.core.left_out,
             error=run.source_error,
             vanished=self.gone,
-            collected=collecting.collected() if collecting is not None else [],
+            collected=collecting.collected(0) if collecting is not None else [],
+            collected_by_stage=collected,
             reduced=run.beside.reduced(),
             facts=self.shown.report(),
         )

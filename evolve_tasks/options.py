@@ -37,7 +37,9 @@ class Limits(_Frozen):
     Args:
         in_flight: items that may be submitted and unfinished at a time, over all stages
             (N >= 1). `None`: four units per worker thread and at least 16, so that a thread
-            always finds its next piece of work on its own worker.
+            always finds its next piece of work on its own worker. Under `nested` a number is
+            divided between the sources; without one each of them has two units per worker
+            thread of its own, so that the last one still uses all threads.
         buffered: items that may be discovered and not yet submitted (N >= 1). While it is
             reached nothing more is expanded; one fan-out may stand above it, because a
             source says how many items it gives only when it gives them.
@@ -164,8 +166,9 @@ class EvolveOptions(_Frozen):
             nothing more, let what runs end, raise), `"ignore"` (never raise), or
             `tolerate(count=…, ratio=…)`.
         batch: items that run together in one Dask task (N >= 1). `"auto"`: measured durations
-            decide, aiming at half a second, and less while threads would be idle; a short
-            list is worked on where it was found.
+            decide, aiming at half a second (a second where items take less than ten
+            milliseconds), and less while threads would be idle; a short list is worked on where
+            it was found.
         record: how finely Prefect sees the work. `"items"`: a task run for each source and
             item. `"batches"`: one for each batch, and one for each source or item that
             fails. `"sources"`: one for each source, its items are not recorded. `"auto"`:
@@ -189,7 +192,8 @@ class EvolveOptions(_Frozen):
         unique: work on equal items of a stage once in a run, wherever they were found; what equal
             means is their value and type, or `key=`. Each item costs the flow some hundred bytes.
         progress: show how far it is: an artifact in the Prefect UI, and bars where there is a
-            terminal. The report is made in any case.
+            terminal, or else a line of the log now and then (after 30 s, and twice that each time,
+            up to ten minutes). The report is made in any case.
 
     Raises:
         pydantic.ValidationError: a value is out of its range; it names field and rule.

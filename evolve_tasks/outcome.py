@@ -26,6 +26,10 @@ class Failure:
         traceback: the formatted traceback of the last attempt.
         attempts: how often it was tried.
         crashed: the worker died on it, so there is no exception of its own.
+
+    Example:
+        >>> str(Failure("parse", "a.txt", (3,), "'a.txt'", "OSError", "no such file"))
+        "parse[3] 'a.txt': OSError: no such file"
     """
 
     stage: str
@@ -55,6 +59,11 @@ class ItemOutcome:
         value: what the last stage returned; `None` for a failure.
         failure: `None` if it succeeded.
         resumed: taken from a journal, not run now.
+
+    Example:
+        >>> item = ItemOutcome("a.txt", (0, 7), value=49)
+        >>> item.ok, item.value
+        (True, 49)
     """
 
     source: Any
@@ -81,6 +90,10 @@ class StageCounts:
         not_run: of these, not begun, because the run ended early.
 
     Always `discovered == done + failed + resumed + not_run` once the run has ended.
+
+    Example:
+        >>> StageCounts(discovered=3, done=2, failed=1).not_run
+        0
     """
 
     discovered: int = 0
@@ -107,6 +120,10 @@ class Counts:
         by_stage: the counts of each stage, by its name.
 
     Always `discovered == done + failed + resumed + not_run`.
+
+    Example:
+        >>> print(Counts(sources=2, discovered=10, done=9, failed=1))
+        9 of 10 items done, 1 failed; 2 sources
     """
 
     sources: int = 0
@@ -153,8 +170,18 @@ class Outcome:
         vanished: names of sources that earlier runs of the same named journal had, and this one
             has not; each is told once.
         collected: `(source, value)` of `collect=`; empty without one.
+        collected_by_stage: the same by name of the stage whose sources or items were collected.
         reduced: the value of `reduce=`; `None` without one.
         facts: what the report tells beside the failures.
+
+    Example:
+        >>> from prefect import flow
+        >>> from evolve_tasks import evolve
+        >>> @flow
+        ... def squares() -> list[tuple[int, list[int]]]:
+        ...     outcome = evolve([2, 3], range, lambda x: x * x, strategy="sequential")
+        ...     assert outcome.counts.done == 5 and not outcome.failures
+        ...     return outcome.by_source
     """
 
     results: list[Any]
@@ -168,6 +195,7 @@ class Outcome:
     error: BaseException | None = None
     vanished: list[str] = field(default_factory=list)
     collected: list[tuple[Any, Any]] = field(default_factory=list)
+    collected_by_stage: Mapping[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     reduced: Any = None
     facts: Report = field(default_factory=Report, repr=False)
 
@@ -192,6 +220,13 @@ class Outcome:
         """Raise `EvolveFailed` if a source or an item failed, or the run ended early.
 
         Use it with `on_failure="ignore"` to look at the results first.
+
+        Raises:
+            EvolveFailed: with this outcome; look at its failures, mend what they say, and run the
+                flow again: with a journal it does what is missing.
+
+        Example:
+            >>> Outcome([1], [("a", [1])], [], Counts(), "async", "", 0.1).raise_for_failures()
         """
         if self.failures or self.error is not None:
             raise EvolveFailed(self) from self.error
@@ -202,6 +237,16 @@ class EvolveFailed(EvolveError):
 
     What was finished is in `outcome.results`; look at `outcome.failures` for the rest. The
     text begins with the counts, so that the flow run's state message has them.
+
+    Example:
+        >>> from prefect import flow
+        >>> from evolve_tasks import evolve
+        >>> @flow
+        ... def readable(paths: list[str]) -> list[str]:
+        ...     try:
+        ...         return evolve(paths, open, str.strip, strategy="sequential").results
+        ...     except EvolveFailed as error:
+        ...         return error.outcome.results
     """
 
     SHOWN = 5  # failures in the text: enough to see a pattern, few enough for a state message

@@ -97,6 +97,25 @@ class RecordLedger:
         self.unseen_units += 1
         return False
 
+    def beside(self, is_task: bool, *, of_source: bool) -> bool:
+        """Whether something beside the stages is a task run of its own.
+
+        Args:
+            is_task: whether its function is a task at all.
+            of_source: it is done once for each source, or else for parts of many.
+        """
+        if not is_task or self.mode == "sources":
+            return is_task and of_source
+        if self.mode != "auto":
+            return True
+        if of_source and self._left < 1:
+            return False
+        if not self._pace.take(1, self._clock()):
+            self.unseen_units += 1
+            return False
+        self._left -= of_source
+        return True
+
     def shared(self) -> None:
         """Take back what a unit was to cost that is part of a task run of others."""
         if self.mode == "auto":

@@ -41,6 +41,7 @@ class Resuming:
         fingerprint: the user's function; `None` for none.
         logger: is told what cannot be resumed, and why.
         unique: items are known by what makes two of them the same, not by their place.
+        key: the user's function that says what that is; `None` for the items themselves.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Resuming:
         logger: logging.Logger | Any,
         *,
         unique: bool = False,
+        key: Callable[[Any], Any] | None = None,
     ) -> None:
         self._journal = journal
         self._parse = _token_of(stages[:-1])
@@ -62,6 +64,8 @@ class Resuming:
         self._seen: Counter[str] = Counter()
         self._open: dict[int, dict[tuple[int, ...], _Source]] = {}  # by source, and from it down
         self._unknown = 0
+        # Another function may call others the same: what it says is not what was said before.
+        self._key = "key" if key is None else stage_token(key)
 
     def arrived(self, position: int, source: Any) -> tuple[int, Recalled] | None:
         """Take in a source; give its size and all its results if it need not be worked on."""
@@ -147,7 +151,7 @@ class Resuming:
     def _keyed(self, position: int, key: bytes) -> _Source:
         """Where such an item is kept: it holds as long as the source does that it is from."""
         fingerprint = self._open[position][()].fingerprint
-        return _Source(source_token(["key", key]), 0, fingerprint)
+        return _Source(source_token([self._key, key]), 0, fingerprint)
 
     def source_done(self, position: int) -> None:
         """Forget a source that has ended."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from evolve_tasks.answers import Lost
+from evolve_tasks.beside import Beside
 from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.known_before import KnownBefore
@@ -38,6 +39,7 @@ class Sending:
         under_way: what has begun.
         known: what need not be done again.
         streams: the units that give on the way.
+        beside: is told of inner items that may be collected.
         items_elsewhere: items need other workers than their sources.
     """
 
@@ -47,6 +49,7 @@ class Sending:
     under_way: UnderWay
     known: KnownBefore
     streams: Streams
+    beside: Beside
     items_elsewhere: bool
 
     def expand(self, action: Expand) -> ExpandCall | Lost | Measure:
@@ -107,6 +110,7 @@ class Sending:
             sources = tuple(parent.item(item) for item in range(action.start, action.stop))
             part, items = self._part(action, parent), NOTHING
         self.under_way.calls[action.unit] = sources
+        self.beside.begun(action, sources)
         recording = self._recording(action, parent)
         return ExpandCall(
             stage=action.stage,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
 from evolve_tasks.answers import Answer, Lost, failure_of
@@ -18,8 +20,9 @@ from evolve_tasks.leads import Find
 from evolve_tasks.losses import Losses
 from evolve_tasks.outcome import Failure
 from evolve_tasks.report import Story
+from evolve_tasks.stages import Stage
 from evolve_tasks.streams import Streams
-from evolve_tasks.telling import tell_batch, tell_expansion
+from evolve_tasks.telling import tell_batch, tell_expansion, tell_lost
 from evolve_tasks.under_way import UnderWay
 from evolve_tasks.workers.calls import (
     BatchResult,
@@ -30,6 +33,7 @@ from evolve_tasks.workers.calls import (
     SourceCall,
     item_run_id,
 )
+from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.streaming import Chunk
 
 
@@ -39,7 +43,7 @@ class Taking:
 
     Args:
         core: the core of the run.
-        last: position of the last stage.
+        stages: the stages.
         story: is told what came back.
         under_way: what has begun.
         known: what need not be done again.
@@ -48,11 +52,12 @@ class Taking:
         beside: takes what is collected and combined.
         streams: the units that give on the way.
         recorded: task runs that the API is to know, in the order in which they were heard of.
+        logger: is told of each source that was expanded.
         on_expanded: is told name and number of items of each source that was expanded.
     """
 
     core: Evolution
-    last: int
+    stages: Sequence[Stage]
     story: Story
     under_way: UnderWay
     known: KnownBefore
@@ -61,6 +66,7 @@ class Taking:
     beside: Beside
     streams: Streams
     recorded: list[Recorded]
+    logger: logging.Logger | Any
     on_expanded: Callable[[str, int], None] = lambda label, size: None
     _at_work: dict[int, Collection[int] | None] = field(default_factory=dict)  # by unit that died
 
@@ -70,14 +76,47 @@ class Taking:
 
     def portions(self, unit: int, answer: Answer) -> list[Portion]:
         """What an answer adds to the outcome; asked before the core is told of it."""
-        if isinstance(answer, Arrival | Chunk):
+        if isinstance(answer, Arrival):
             return []
+        if isinstance(answer, Chunk):
+            return self._unreadable(answer) if answer.unreadable else []
         action, recording = self.under_way.units[unit]
         if isinstance(action, Extra):
             return self._extra_portions(action, recording, answer)
         portions = self._portions(unit, action, recording, answer)
         self.beside.gather(portions)
         return portions
+
+    def _unreadable(self, chunk: Chunk) -> list[Portion]:
+        """Failures of items that came on the way, and cannot be unpickled here."""
+        action, _ = self.under_way.units[chunk.unit]
+        assert isinstance(action, Expand), "nothing else gives on the way"
+        call, stage = self.under_way.calls[chunk.unit][chunk.offset], action.stage + 1
+        start = max(chunk.start, self.streams.given(chunk))
+        source = self.under_way.source(call)
+        failures = [
+            failure_from(
+                TypeError(chunk.unreadable),
+                stage=self.stages[stage].name,
+                index=(*call.index, position),
+                item=f"item {position} of {call.label}",
+            )
+            for position in range(start, chunk.start + chunk.size)
+        ]
+        failures = [replace(failure, source=source) for failure in failures]
+        for failure in failures:
+            tell_lost(self.story, call, failure, None)
+        portion = Portion(
+            call.position,
+            source,
+            start,
+            chunk.start + chunk.size,
+            [],
+            failures,
+            inner=call.inner,
+        )
+        self.beside.gather([portion])
+        return [portion]
 
     def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
         """What came of something beside the stages."""
@@ -138,6 +177,7 @@ class Taking:
         calls = self.under_way.calls[action.unit]
         for label, size in tell_expansion(self.story, action.stage, calls, measure):
             if action.parent < 0:
+                self.logger.debug("%s gave %d items", label, size)
                 self.on_expanded(label, size)
 
     def _portion(
@@ -175,12 +215,13 @@ class Taking:
         portions = []
         values = measure.values.value() or [[]] * len(measure.ends)
         calls = self.under_way.calls[action.unit]
+        items = [None] * len(calls) if measure.items is None else measure.items.value()
         for offset, (call, end, worked_out) in enumerate(
             zip(calls, measure.ends, values, strict=True)
         ):
             source = self.under_way.source(call)
-            if not end.skipped:
-                self.beside.expanded(call.position)
+            if call.known or not end.skipped:
+                self.beside.expanded(action, offset, call, items[offset])
             self.beside.parts(call.index, end.parts)
             portions += self.known.take_over(finds, action, offset, call, end)
             if call.known:
@@ -213,7 +254,7 @@ class Taking:
         if batch.unit_recorded and run_id is not None:
             items = str(start) if stop - start == 1 else f"{start}-{stop - 1}"
             label = f"{call.label} {items}"
-            self.recorded.append(Recorded(run_id, self.last, label))
+            self.recorded.append(Recorded(run_id, len(self.stages) - 1, label))
 
     def _note_items(
         self, call: SourceCall, positions: Sequence[int], failures: Sequence[Failure]
@@ -222,7 +263,7 @@ class Taking:
         self.recorded += [
             Recorded(
                 item_run_id(call.run_id, position),
-                self.last,
+                len(self.stages) - 1,
                 f"{call.label} {position}",
                 errors.get(position),
             )

@@ -99,7 +99,8 @@ def start_at(start: Link) -> list[Link]:
 def visit(link: Link) -> Page | More:
     """Fetch a page: the last stage, which leads to the pages that it links to."""
     if link.limit:
-        rate_limit(link.limit)
+        # A name that nobody has created would be no limit at all.
+        rate_limit(link.limit, strict=True)
     answer = httpx.get(link.url, timeout=TIMEOUT_S, follow_redirects=True)
     if answer.is_error or "html" not in answer.headers.get("content-type", ""):
         return Page(link.url, answer.status_code)

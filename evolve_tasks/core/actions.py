@@ -8,6 +8,7 @@
 | `Extra` | do what was asked for beside the stages | `extra_ended`, `crashed` |
 | `Forget` | a list of a unit that gives further ones is not needed any more | nothing |
 | `Release` | the lists of a unit are not needed any more | nothing |
+| `ItemDone` | all that came from an item of an inner stage has ended | nothing |
 | `SourceDone` | all that came from a source has ended | nothing |
 """
 
@@ -81,13 +82,21 @@ class Release(NamedTuple):
     unit: int
 
 
+class ItemDone(NamedTuple):
+    """Everything that came from item `position` of list `offset` of unit `parent` has ended."""
+
+    parent: int
+    offset: int
+    position: int
+
+
 class SourceDone(NamedTuple):
     """Everything that came from source `source` has ended."""
 
     source: int
 
 
-Action = Pull | Expand | Process | Extra | Forget | Release | SourceDone
+Action = Pull | Expand | Process | Extra | Forget | Release | ItemDone | SourceDone
 
 
 class Found(NamedTuple):

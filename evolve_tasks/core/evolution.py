@@ -38,6 +38,9 @@ class Evolution(Filling):
         item_s: seconds that an item of the last stage takes, if somebody has measured it.
         max_items: items, beside the sources, that may be discovered (N >= 1).
         max_depth: how often the last stage may lead further, one below the other (N >= 1).
+        told_of: inner stages (1 to N - 2) of whose items it is said when all that came from
+            them has ended.
+        streaming: expanding stages (0 to N - 2) that may give something before they have ended.
 
     Example:
         >>> from evolve_tasks.core.budget import Finish
@@ -162,15 +165,23 @@ class Evolution(Filling):
         actions: list[Action] = []
         if self._alone == unit:
             self._alone = None  # what it gives has to be worked on, or it could not go on
+        if unit not in self._given:
+            self._giving[action.stage] += size
         place = size + self._given.get(unit, 0)
         self._given[unit] = place + 1 - size
         depth = self._depth_of(action)
         if self._discover(action, place, action.stage + 1, offset, found, depth):
-            source, parent = place_of(action, offset)
+            source, parent, position = place_of(action, offset)
             if parent is not None:
                 self._lists[parent].open += 1
+                if action.stage in self._told_of:
+                    one = parent, position
+                    self._item_forks[one] = self._item_forks.get(one, 0) + 1
             else:
                 self._forks[source] = self._forks.get(source, 0) + 1
+        if found.failed:
+            self._expansions_failed += found.failed * (action.stage + 1 < self._last)
+            self._judge()
         return self._fill(actions)
 
     def expanded(
@@ -219,9 +230,11 @@ class Evolution(Filling):
                 action, place, more.stage, more.offset, more.found, depth + more.levels
             )
         for offset, opened in enumerate(lists):
-            source, parent = place_of(action, offset)
+            source, parent, position = place_of(action, offset)
             if parent is not None:
                 self._lists[parent].open += opened
+                if action.stage in self._told_of:
+                    self._close_item(actions, parent, position, opened)
                 self._close(actions, parent, 1)
             else:
                 self._close_source(actions, source, opened)
@@ -377,7 +390,9 @@ class Evolution(Filling):
             self._flying -= size
             self._kept.discard(action.unit)
             self._expansions -= 1
-            self._given.pop(action.unit, None)
+            self._expanding_units[action.stage] -= 1
+            if self._given.pop(action.unit, None) is not None:
+                self._giving[action.stage] -= size
             self._expanding[action.stage] -= size
         else:
             self._flying -= 1

@@ -9,7 +9,8 @@ Rules, in the order in which they are looked at:
    durations, the first ones find these out (`probing`): `AHEAD` of them for each thread, and no
    more of items than threads or lists, because small units are dear. If nothing ends for a moment
    (`waited`) what runs is long, and nothing is held back: a cluster that grows with its work has
-   to see it.
+   to see it. What gives on the way may wait for its items, which need room as well: it gets half
+   of the window at the most, and where nothing else is in flight one batch goes beside it.
 3. Deeper before shallower: items of the last stage first, then inner expansions, then new
    sources. Within a depth, first come, first served; what the last stage has found goes before
    what was there (last come, first served). So memory follows a few paths of the tree, not the
@@ -25,13 +26,15 @@ Rules, in the order in which they are looked at:
    Where only units are bounded, lists that are worked on where they are found do not wait:
    expected is then what such expansions have left. An inner list that is longer than the bound
    does not hold itself up: the bound is above it. What the last stage has found, and an earlier
-   one is to expand, is not counted: nobody can hold it back.
+   one is to expand, is not counted: nobody can hold it back. Nor is what an expansion may still
+   give that has given something: the shell bounds it.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
    One that comes in a pause, or while something has to run alone (8), waits until that is over.
 7. How much goes into one unit is decided in `batching`, unless a number was given.
 8. What a dead worker took down goes before all else, in the parts and with the care that
-   `suspects` says: first beside everything, then alone. What gives on the way is alone until
-   it gives something, and by that shows that it has got further. What was asked for beside the
+   `suspects` says: first beside everything, then alone: beside nothing but what has given
+   something and may wait. What gives on the way is alone until it gives something, and by that
+   shows that it has got further. What was asked for beside the
    stages (`add_extra`) comes next, and counts as one item.
 9. No more than `max_items` items are discovered. What is found beyond them is left where it is,
    and nothing is expanded any more; what was discovered is worked on. What the last stage finds
@@ -76,8 +79,8 @@ class Filling(OpenTree):
         if self.stopped is not None or self.paused:
             return actions
         suspects, leaves = self._suspects, self._waiting[self._last]
-        if self._alone is not None or suspects.single:
-            if suspects.single and not self._units:
+        if self._alone is not None or (suspects.single and not self._too_many_give):
+            if suspects.single and len(self._units) == len(self._given):
                 self._alone = self._next_unit
                 self._run_again(actions, suspects.single.popleft())
             return actions
@@ -90,8 +93,11 @@ class Filling(OpenTree):
             if self._extras:
                 self._do_extra(actions, self._extras.popleft(), 0)
                 continue
-            expansions = self._expansions + (self._pulling > 0)
-            more = expansions < self._most_expansions(len(leaves)) and not suspects.expansions
+            # What has given something has left its thread.
+            expansions = self._expansions - len(self._given) + (self._pulling > 0)
+            more = expansions < self._most_expansions(len(leaves)) and not (
+                suspects.expansions and self._may_stream(suspects.expansions[0].stage) > 0
+            )
             # Where items of the last stage alone are above the bound there is nothing to look for.
             inner = self._all_waits - self._waits[self._last]
             more = more and (inner > 0 or self._all_waits <= self._buffered)
@@ -107,12 +113,41 @@ class Filling(OpenTree):
         units = window.units
         if units is not None:
             if self._items.mean_s is None and self.probing:
-                units = min(units, AHEAD * window.busy_threads)
+                units = min(units, AHEAD * window.busy_threads + len(self._given))
             if len(self._units) + (self._pulling > 0) >= units:
+                return self._largest_batch() if self._all_give else 0
+        if window.in_flight is None:
+            return self._largest_unit
+        room = window.in_flight - self._flying
+        if self._given and self._all_give:
+            return max(room, self._largest_batch())
+        return room
+
+    @property
+    def _all_give(self) -> bool:
+        """Whether all units in flight have given something, and may wait until it is done."""
+        return len(self._units) == len(self._given) > 0
+
+    def _may_stream(self, stage: int) -> int:
+        """Expansions of a stage that may begin: each may wait for items, which need room, too."""
+        if stage not in self._streaming:
+            return LARGEST_UNIT
+        window, stages = self._window, len(self._streaming)
+        if window.units is not None:
+            # A unit gives of one of its sources at a time.
+            units = self._expanding_units[stage] + (self._pulling > 0 and stage == 0)
+            if units >= max(1, window.units // (2 * stages)):
                 return 0
-        if window.in_flight is not None:
-            return window.in_flight - self._flying
-        return self._largest_unit
+        if (in_flight := window.in_flight) is None:
+            return LARGEST_UNIT
+        items = (in_flight - self._largest_batch()) // stages
+        return max(1, min(in_flight // (2 * stages), items)) - self._expanding[stage]
+
+    @property
+    def _too_many_give(self) -> bool:
+        """Whether what has to run alone waits, because it might give as others do already."""
+        stage = self._suspects.single[0].stage
+        return bool(stage < self._last and self._given and self._may_stream(stage) < 1)
 
     def _most_probes(self) -> int:
         """Units of items that may be in flight before it is known how long an item takes."""
@@ -127,9 +162,12 @@ class Filling(OpenTree):
         if lists >= AHEAD * threads:
             return 0
         most = threads // 2
+        if self._given and self._window.units is not None:
+            most = min(most, self._window.units - len(self._given) - 1)
         if self._window.in_flight is not None:
             # A batch that waits must find its room, however large it is.
-            most = min(most, self._window.in_flight - self._largest_batch())
+            room = self._window.in_flight - sum(self._giving)
+            most = min(most, room - self._largest_batch())
         return most
 
     def _ceiling(self) -> int:
@@ -202,13 +240,16 @@ class Filling(OpenTree):
         """Run the next part that was lost with a worker; False if none may begin."""
         items, expansions = self._suspects.items, self._suspects.expansions
         if items:
-            if items[0].size > room and self._units:
+            if items[0].size > room and len(self._units) > len(self._given):
                 return False  # it stays whole, like any batch
             self._run_again(actions, self._cut(items, room))
             return True
-        if expansions and (most := min(room, self._may_expand_again(expansions[0].stage))) > 0:
-            self._run_again(actions, self._cut(expansions, most))
-            return True
+        if expansions:
+            stage = expansions[0].stage
+            most = min(room, self._may_expand_again(stage), self._may_stream(stage))
+            if most > 0:
+                self._run_again(actions, self._cut(expansions, most))
+                return True
         return False
 
     def _cut(self, queue: deque[Suspect], most: int) -> Suspect:
@@ -236,19 +277,33 @@ class Filling(OpenTree):
 
     def _may_expand(self, stage: int) -> int:
         """Expansions that may begin: the items that they give are expected to fit."""
-        free = self._buffered - self._all_waits + self._uncounted
+        free = self._buffered - self._all_waits + sum(self._uncounted)
         if free < 0 and (free := free + self._above_the_bound()) < 0:
             return 0
-        if not any(self._expanding):
+        expecting = self._expecting(stage)
+        if not any(expecting):
             return max(1, self._fitting(stage, free))
         free -= sum(
-            number * self._to_wait(other) for other, number in enumerate(self._expanding) if number
+            number * self._to_wait(other) for other, number in enumerate(expecting) if number
         )
         return 0 if free < 0 else self._fitting(stage, free)
 
+    def _expecting(self, stage: int) -> list[int]:
+        """Expansions in flight, by stage, for whose items room is kept before `stage` expands."""
+        if not (self._given or (stage and self._pulling)):
+            return self._expanding
+        # What gives on the way does so within bounds of its own, and the next source may be long
+        # in coming: neither may hold up the items that are there.
+        expecting = [
+            number - giving for number, giving in zip(self._expanding, self._giving, strict=True)
+        ]
+        if stage:
+            expecting[0] -= self._pulling
+        return expecting
+
     def _above_the_bound(self) -> int:
         """Room for what stands above the bound at once: the list that is expanded next."""
-        inner = self._all_waits - self._waits[self._last] - self._uncounted
+        inner = self._all_waits - self._waits[self._last] - sum(self._uncounted)
         if inner <= self._buffered:
             return 0
         first = next(queue[0] for queue in reversed(self._waiting[: self._last]) if queue)
@@ -260,7 +315,7 @@ class Filling(OpenTree):
 
     def _may_expand_again(self, stage: int) -> int:
         """The same for those that have begun before; there is no other way on than through them."""
-        alone = not any(self._expanding) and not self._waiting[self._last]
+        alone = not any(self._expecting(stage)) and not self._waiting[self._last]
         return max(self._may_expand(stage), int(alone))
 
     def _start_expansion(self, actions: list[Action], room: int) -> bool:
@@ -269,7 +324,7 @@ class Filling(OpenTree):
             queue = self._waiting[stage]
             if queue:
                 # Inner items above the bound can only become fewer by being expanded.
-                may = self._may_expand_again(stage)
+                may = min(self._may_expand_again(stage), self._may_stream(stage))
                 if may < 1:
                     return False
                 identity = queue[0]
@@ -281,7 +336,7 @@ class Filling(OpenTree):
                     queue.popleft()
                 self._expand(actions, stage, entry.source, identity, start, stop, entry.crashes)
                 return True
-        may = self._may_expand(0)
+        may = min(self._may_expand(0), self._may_stream(0))
         if may < 1 or self._sources_ended or self._pulling or self.closed:
             return False
         # The places of the expansions to come are taken now, so that nothing else fills them.
@@ -316,6 +371,7 @@ class Filling(OpenTree):
         self._units[action.unit] = action
         self._flying += stop - start
         self._expanding[stage] += stop - start
+        self._expanding_units[stage] += 1
         self._expansions += 1
         if self._expansions <= AHEAD * self._window.busy_threads:
             self._kept.add(action.unit)

@@ -20,6 +20,7 @@ class OpenList:
     open: int  # items that have not ended, with all that came from them
     crashes: int = 0  # a worker died where these items may have been at work already
     depth: int = 0  # how often the last stage has led here
+    place: int = 0  # position of the item that gave it, in the parent
 
     @property
     def waiting(self) -> int:

@@ -6,7 +6,7 @@ State grows with what is open: a finished list leaves counts behind, not itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from evolve_tasks.core.actions import (
     Action,
@@ -14,6 +14,7 @@ from evolve_tasks.core.actions import (
     Extra,
     Forget,
     Found,
+    ItemDone,
     Process,
     Release,
     SourceDone,
@@ -47,6 +48,8 @@ class OpenTree:
         item_s: float | None = None,
         max_items: int | None = None,
         max_depth: int | None = None,
+        told_of: Collection[int] = (),
+        streaming: Collection[int] = (),
     ) -> None:
         self.tallies = [StageTally() for _ in range(stages)]
         self._items_tally = self.tallies[-1]
@@ -56,6 +59,7 @@ class OpenTree:
         self.limited: str | None = None  # why some items were left where they are
         self._max_items = max_items
         self._max_depth = max_depth
+        self._told_of = frozenset(told_of)
         self._leads_on = max_depth is not None  # the last stage finds work
         self._last = stages - 1
         self._window = window
@@ -68,12 +72,16 @@ class OpenTree:
         self._lists: dict[ListId, OpenList] = {}
         self._lists_of: dict[int, int] = {}  # lists of a unit that are still open
         self._given: dict[int, int] = {}  # lists that a unit in flight gave
+        self._streaming = frozenset(streaming)
+        self._giving = [0] * (stages - 1)  # sources and items in such units, by stage
         # What is open right below a source beyond the first: lists, and the unit that expands it.
         self._forks: dict[int, int] = {}
+        self._item_forks: dict[tuple[ListId, int], int] = {}  # and below items that are told of
         self._waiting: list[deque[ListId]] = [deque() for _ in range(stages)]
         self._waits = [0] * stages  # items that wait for a stage
         self._all_waits = 0
-        self._uncounted = 0  # of those that wait for being expanded: the last stage found them
+        # Of those that wait for being expanded, which the last stage has found, by stage.
+        self._uncounted = [0] * stages
         self._units: dict[int, Expand | Process | Extra] = {}
         self._extras: deque[int] = deque()  # what was asked for, and has not begun
         self._extras_flying = 0
@@ -81,7 +89,8 @@ class OpenTree:
         self._next_unit = 0
         self._flying = 0
         self._expanding = [0] * self._last  # sources and items, by stage
-        self._expansions = 0  # units of what is expanding
+        self._expanding_units = [0] * self._last
+        self._expansions = 0  # all of these units
         self._expansions_failed = 0
         self._pulling = 0
         self._sources_ended = False
@@ -108,7 +117,9 @@ class OpenTree:
         """Whether nothing is left but what was asked for beside the stages."""
         over = self._sources_ended or (self.closed and not self._pulling)
         units = len(self._units) - self._extras_flying
-        return over and not (units or self._lists or self._suspects)
+        if not over or units or self._lists:
+            return False
+        return not (self._suspects and self._suspects.any_up_to(self._last))
 
     @property
     def closed(self) -> bool:
@@ -133,6 +144,10 @@ class OpenTree:
     def waiting(self) -> int:
         """Items discovered and not submitted."""
         return self._all_waits
+
+    def waiting_behind(self, stage: int) -> int:
+        """Items discovered and not submitted that what a stage gives comes to, at any depth."""
+        return sum(self._waits[stage + 1 :]) - sum(self._uncounted[stage + 1 :])
 
     def keeps(self, unit: int) -> bool:
         """Whether this expansion takes its turn among the items, or else waits behind them all."""
@@ -293,9 +308,9 @@ class OpenTree:
         if left:
             # Where a worker died with what gave them, they may have been at work already.
             crashes = action.crashes if isinstance(action, Expand) else 0
-            source, parent = place_of(action, offset)
+            source, parent, position = place_of(action, offset)
             identity = action.unit, place
-            self._open_list(identity, stage, source, parent, found, left, crashes, depth)
+            self._open_list(identity, stage, source, parent, found, left, crashes, depth, position)
         return bool(left)
 
     def _open_list(
@@ -308,13 +323,14 @@ class OpenTree:
         left: int,
         crashes: int = 0,
         depth: int = 0,
+        place: int = 0,
     ) -> None:
         # Items begin anew: nobody knows whether any of them was at work when the worker died.
         crashes = min(crashes, 1)
         ranges = _first(found.ranges(), left)
         todo = deque() if found.orphaned else deque(ranges)
         self._lists[identity] = OpenList(
-            stage, source, parent, found.stop, todo, left, crashes, depth
+            stage, source, parent, found.stop, todo, left, crashes, depth, place
         )
         if found.orphaned:
             for start, stop in ranges:
@@ -333,7 +349,7 @@ class OpenTree:
         self._waits[entry.stage] += items
         self._all_waits += items
         if entry.depth and entry.stage < self._last:
-            self._uncounted += items
+            self._uncounted[entry.stage] += items
 
     def _close(self, actions: list[Action], identity: ListId, items: int) -> None:
         """Some items of a list have ended; close what is complete, upwards."""
@@ -354,7 +370,19 @@ class OpenTree:
                 if unit not in self._units:
                     actions.append(Release(unit))
             parent, items = entry.parent, 1
+            if parent is not None and self._lists[parent].stage in self._told_of:
+                self._close_item(actions, parent, entry.place, 0)
         self._close_source(actions, entry.source, 0)
+
+    def _close_item(
+        self, actions: list[Action], parent: ListId, position: int, opened: int
+    ) -> None:
+        """Do what `_close_source` does, for an item of an inner stage."""
+        others = self._item_forks.pop((parent, position), 0) + opened
+        if others > 1:
+            self._item_forks[parent, position] = others - 1
+        elif not others:
+            actions.append(ItemDone(*parent, position))
 
     def _close_source(self, actions: list[Action], source: int, opened: int) -> None:
         """One of what is open right below a source has ended, and has opened so many others."""
@@ -397,6 +425,9 @@ class OpenTree:
             for position in range(suspect.start, suspect.stop):
                 self._close_source(actions, position, 0)
         else:
+            if suspect.stage in self._told_of:
+                for position in range(suspect.start, suspect.stop):
+                    self._close_item(actions, suspect.parent, position, 0)
             self._close(actions, suspect.parent, suspect.size)
 
     def _drop_waiting(self, actions: list[Action], stage: int) -> None:
@@ -412,11 +443,12 @@ class OpenTree:
             self._close(actions, identity, left)
 
 
-def place_of(action: Expand | Process, offset: int) -> tuple[int, ListId | None]:
-    """Source and list of one of the items of a unit; no list for a source."""
+def place_of(action: Expand | Process, offset: int) -> tuple[int, ListId | None, int]:
+    """Source, list and position of one of the items of a unit; no list for a source."""
+    position = action.start + offset
     if action.parent < 0:
-        return action.start + offset, None
-    return action.source, (action.parent, action.offset)
+        return position, None, position
+    return action.source, (action.parent, action.offset), position
 
 
 def _first(ranges: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:

@@ -151,6 +151,10 @@ class Suspects:
     def __bool__(self) -> bool:
         return bool(self.items or self.expansions or self.single)
 
+    def any_up_to(self, last: int) -> bool:
+        """Whether sources or items wait, and not only what was asked for beside the stages."""
+        return any(one.stage <= last for one in (*self.items, *self.expansions, *self.single))
+
     def expands(self, last: int) -> bool:
         """Whether something waits that may find further items."""
         return bool(self.expansions) or any(one.stage < last for one in self.single)

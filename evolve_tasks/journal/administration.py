@@ -50,6 +50,13 @@ class JournalInfo:
         last_holder: who that was; untrusted text.
         claimed_by: who holds it or was killed holding it; `None` if nobody.
         damaged: what can't be read.
+
+    Example:
+        >>> from prefect import flow
+        >>> from evolve_tasks import list_journals
+        >>> @flow
+        ... def sizes() -> dict[str | None, int]:
+        ...     return {journal.name: journal.size_bytes for journal in list_journals()}
     """
 
     name: str | None

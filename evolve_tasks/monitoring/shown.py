@@ -114,18 +114,24 @@ class Shown:
         report.update(self._more)
         return report
 
+    def line(self) -> str:
+        """How far the run is, as a line of plain text."""
+        return self._text().replace("**", "")
+
     def _progress_content(self) -> tuple[float, str]:
         progress = self._run.progress
         # An estimate of what is to come may fall back; what is seen to be done does not.
         self._percent = max(self._percent, progress.percent)
-        text = progress_text(
-            progress,
+        return round(self._percent, 1), self._text()
+
+    def _text(self) -> str:
+        return progress_text(
+            self._run.progress,
             state="paused" if self._state == "running" and self._run.core.paused else self._state,
             strategy=self._strategy,
             batch=self._run.story.batch,
             duration_s=self.duration_s,
         )
-        return round(self._percent, 1), text
 
     def _report_content(self) -> tuple[str, str]:
         report = self.report()

@@ -1,4 +1,4 @@
-"""Progress in the terminal: two bars where there is one, nothing where there is none."""
+"""Progress in the terminal: two bars, and the lines of workers above them."""
 
 from __future__ import annotations
 
@@ -65,17 +65,14 @@ class _Bars(Progress):
 
 
 @contextmanager
-def showing(run: EvolvingRun, console: Console | None, client: Client | None) -> Iterator[None]:
+def showing(run: EvolvingRun, console: Console, client: Client | None) -> Iterator[None]:
     """Show a run while it is under way; ten pictures a second, whatever its pace.
 
     Args:
         run: the run to show.
-        console: where to; `None` shows nothing.
+        console: where to.
         client: brings the log lines of workers that share the terminal.
     """
-    if console is None:
-        yield
-        return
     # Prefect's console knows the styles of its log only.
     with (
         console.use_theme(Theme()),

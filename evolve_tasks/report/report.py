@@ -26,6 +26,10 @@ class Report(dict[str, Any]):
 
         Returns:
             A text of bounded size; names and error texts in it are shown as they are.
+
+        Example:
+            >>> Report(state="finished", counts={}, duration_s=1.0).markdown().splitlines()[0][:1]
+            '#'
         """
         return markdown(self)
 
@@ -34,6 +38,10 @@ class Report(dict[str, Any]):
 
         Returns:
             A whole document: no scripts, and nothing that is loaded from elsewhere.
+
+        Example:
+            >>> "<script" in Report(state="finished", counts={}, duration_s=1.0).html()
+            False
         """
         return page(self)
 
@@ -44,7 +52,13 @@ class Report(dict[str, Any]):
             path: file to write; its directory has to be there.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written; the report is kept, give another path.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> Report(state="finished", counts={}, duration_s=1.0).write_html(
+            ...     f"{mkdtemp()}/night.html"
+            ... )
         """
         Path(path).write_text(self.html(), encoding="utf-8")
 
@@ -55,6 +69,10 @@ class Report(dict[str, Any]):
             path: file to write; its directory has to be there.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written; the report is kept, give another path.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> Report(state="finished").write_json(f"{mkdtemp()}/night.json")
         """
         Path(path).write_text(json.dumps(self, indent=2) + "\n", encoding="utf-8")

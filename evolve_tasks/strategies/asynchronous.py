@@ -11,12 +11,13 @@ from typing import Any
 import anyio
 from distributed import Future
 
-from evolve_tasks.answers import PULLED, Answer, readable
+from evolve_tasks.answers import PULLED, Answer, Lost, readable
 from evolve_tasks.core.actions import (
     Action,
     Expand,
     Extra,
     Forget,
+    ItemDone,
     Process,
     Pull,
     Release,
@@ -144,6 +145,8 @@ class _Sources:
                     self._submitter.release(unit)
                 case Extra() as action:
                     self._start(self._do_extra(action))
+                case ItemDone() as action:
+                    todo.extend(self._run.item_done(action))
                 case SourceDone(source):
                     todo.extend(self._run.source_done(source))
 
@@ -172,7 +175,11 @@ class _Sources:
         self._answers.put_nowait((action.unit, answer))
 
     async def _do_extra(self, action: Extra) -> None:
-        future = self._submitter.extra(action.unit, self._run.extra_call(action))
+        call = self._run.extra_call(action)
+        if isinstance(call, Lost):
+            self._answers.put_nowait((action.unit, call))
+            return
+        future = self._submitter.extra(action.unit, call)
         self._answers.put_nowait((action.unit, await self._answer(action.unit, future)))
 
     async def _answer(self, unit: int, future: Future[Any]) -> Answer:

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Protocol
 
-from evolve_tasks.answers import PULLED, Answer, readable
+from evolve_tasks.answers import PULLED, Answer, Lost, readable
 from evolve_tasks.core.actions import (
     Action,
     Expand,
     Extra,
     Forget,
+    ItemDone,
     Process,
     Pull,
     Release,
@@ -21,6 +22,7 @@ from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival
 from evolve_tasks.workers.calls import CollectCall, CombineCall, ExpandCall, ProcessCall
+from evolve_tasks.workers.streaming import Chunk
 
 
 class Carrier(Protocol):
@@ -105,6 +107,12 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
             answers = run.complete(
                 (unit, readable(answer)) for unit, answer in refused or carrier.answers()
             )
+            heard = bool(answers)
+            # What was sent on the way comes before the answer, which builds on it.
+            for unit, chunk in [one for one in answers if isinstance(one[1], Chunk)]:
+                yield from run.portions(unit, chunk)
+                todo.extend(run.tell(unit, chunk))
+            answers = [one for one in answers if not isinstance(one[1], Chunk)]
             portions = [run.portions(unit, answer) for unit, answer in answers]
             run.keep()
             for (unit, answer), given in zip(answers, portions, strict=True):
@@ -112,7 +120,7 @@ def drive(run: EvolvingRun, carrier: Carrier) -> Generator[Portion, None, None]:
                 todo.extend(run.tell(unit, answer))
             if run.interrupted:
                 return
-            if not answers:
+            if not heard:
                 todo.extend(run.core.waited())
     finally:
         if not over:
@@ -144,7 +152,13 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
                 run.released(unit)
                 carrier.release(unit)
             case Extra() as action:
-                carrier.extra(action, run.extra_call(action))
+                extra = run.extra_call(action)
+                if isinstance(extra, Lost):
+                    refused.append((action.unit, extra))
+                else:
+                    carrier.extra(action, extra)
+            case ItemDone() as action:
+                todo.extend(run.item_done(action))
             case SourceDone(source):
                 todo.extend(run.source_done(source))
     return refused

@@ -34,7 +34,7 @@ from evolve_tasks.workers.calls import (
     ProcessCall,
     RunSpec,
 )
-from evolve_tasks.workers.ended import forget_marks_from
+from evolve_tasks.workers.ended import forget_marks_from, mark_kept
 from evolve_tasks.workers.marks import sweep_marks
 from evolve_tasks.workers.nested import PROBING_S, NestedCall, run_sources
 from evolve_tasks.workers.plugin import (
@@ -118,8 +118,8 @@ class Submitter:
 
     def _unpicklable(self) -> Iterator[str]:
         functions = {stage.name: stage.function for stage in self._stages}
-        if self._spec.collect is not None:
-            functions["collect="] = self._spec.collect.function
+        for stage in self._spec.collect.values():
+            functions["collect="] = stage.function
         if self._spec.reduce is not None:
             functions["reduce="] = self._spec.reduce.function
         for name in ("label", "key"):
@@ -200,10 +200,11 @@ class Submitter:
 
     def extra(self, unit: int, call: CollectCall | CombineCall) -> Future[Any]:
         """Submit what was asked for beside the stages."""
-        collects = isinstance(call, CollectCall)
-        stage = self._spec.collect if collects else self._spec.reduce
+        function: Any
+        stage, function = self._spec.reduce, units.combine
+        if isinstance(call, CollectCall):
+            stage, function = self._spec.collect[call.stage], units.collect
         assert stage is not None, "it was asked for"
-        function: Any = units.collect if collects else units.combine
         return self._submit(stage, unit, function, self._run, call, priority=PROCESS)
 
     def _part(self, unit: int, parent: int, part: Part) -> Future[Any]:
@@ -234,7 +235,7 @@ class Submitter:
             expansion = self._expansions[unit] = self.client.submit(
                 units.expand,
                 self._run,
-                replace(call, inline=0),
+                replace(call, inline=0, stream=None),
                 *([] if call.part is None else [self._list(parent)]),
                 key=(f"again-{self._stages[call.stage].name}-{self._run}", unit, self._again),
                 priority=PROCESS,
@@ -251,6 +252,10 @@ class Submitter:
     def measured(self, unit: int, measure: Measure) -> None:
         """Note how much stays on the workers."""
         self._sizes[unit] = sum(end.size - end.ended for end in measure.ends)
+        if self._calls[unit][0].stream is not None and self._sizes[unit]:
+            self._marked = True
+            kept = [offset for offset, end in enumerate(measure.ends) if not end.given]
+            mark_kept(self.client, self._run, unit, kept)
 
     def nested(self, unit: int, call: NestedCall, *, kept: bool) -> Future[Any]:
         """Submit a source as one task that submits its items itself."""

@@ -1,8 +1,11 @@
-"""Task runs that have begun: the API hears of one when it has run for a moment.
+"""When the API hears of task runs: of a start when it lasts, of an end when the next item runs.
 
 A server on SQLite records some 80 events a second, whatever they say. That a task run had begun
 says nothing any more when it has ended: its end has when it began. So most task runs of short
 items cost one event in place of two, and who looks sees half a second later what runs long.
+
+To make an event and to send it takes the interpreter some 2 ms. Between two items a thread of the
+worker would wait for that; while the next one waits for a file or a database it costs nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import threading
 import time
 from collections import deque
 from contextvars import Context, copy_context
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
@@ -20,6 +24,11 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 
 # Below what a person notices in the UI, which asks every few seconds.
 SHOWN_AFTER_S = 0.5
+
+# Until the next item of a unit runs, or the next unit: many ends are then told of together.
+LATER_S = 0.02
+# A thread that nobody needs any more stays for so long.
+IDLE_S = 5.0
 
 
 class Announcement:
@@ -92,4 +101,69 @@ class Announcer:
             announcement.tell()
 
 
+class _Ended(NamedTuple):
+    """A task run that has ended, and the context in which it did."""
+
+    task_run: TaskRun
+    before: State[Any]
+    state: State[Any]
+    follows: Event | None
+    context: Context
+
+    def tell(self) -> None:
+        self.context.run(
+            partial(
+                emit_task_run_state_change_event,
+                self.task_run,
+                initial_state=self.before,
+                validated_state=self.state,
+                follows=self.follows,
+            )
+        )
+
+
+class Afterwards:
+    """Tells of what has ended a moment later, in one thread for the process.
+
+    The thread ends when there was nothing to tell for a while.
+    """
+
+    def __init__(self) -> None:
+        self._ended: deque[_Ended] = deque()
+        self._changed = threading.Condition()
+        self._telling = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def tell(
+        self, task_run: TaskRun, before: State[Any], state: State[Any], follows: Event | None
+    ) -> None:
+        """Tell it soon; nothing of the task run changes any more."""
+        ended = _Ended(task_run, before, state, follows, copy_context())
+        with self._changed:
+            self._ended.append(ended)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="evolve-afterwards", daemon=True
+                )
+                self._thread.start()
+            elif len(self._ended) == 1:
+                self._changed.notify()
+
+    def drain(self) -> None:
+        """Tell all that is to be told, now."""
+        with self._telling:
+            while self._ended:
+                self._ended.popleft().tell()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._ended and not self._changed.wait_for(lambda: self._ended, IDLE_S):
+                    self._thread = None
+                    return
+            time.sleep(LATER_S)
+            self.drain()
+
+
 announcer = Announcer()
+afterwards = Afterwards()

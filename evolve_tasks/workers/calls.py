@@ -35,7 +35,7 @@ class RunSpec:
         most_items: items that are wanted of the run; `None` for all.
         unique: the flow wants to know what stands for each item that is found.
         key: what makes two items the same then; `None`: they are compared themselves.
-        collect: what is called with each source that has ended; `None` for nothing.
+        collect: what is called with each source that has ended, or inner item, by its stage.
         reduce: what combines two results; `None` for nothing.
         values_wanted: the flow wants each result, also where they are combined.
     """
@@ -53,7 +53,7 @@ class RunSpec:
     most_items: int | None = None
     unique: bool = False
     key: Callable[[Any], Any] | None = None
-    collect: Stage | None = None
+    collect: Mapping[int, Stage] = field(default_factory=dict)
     reduce: Stage | None = None
     values_wanted: bool = True
 
@@ -200,15 +200,17 @@ class ProcessCall:
 
 @dataclass(frozen=True, slots=True)
 class CollectCall:
-    """Collect what a source gave.
+    """Collect what a source gave, or an inner item.
 
     Args:
-        source: the source.
+        stage: position of the stage whose items are collected.
+        source: what is collected.
         given: what the function is called with, as a packed tuple.
         recording: what Prefect sees of it.
         crashes: workers that died with it.
     """
 
+    stage: int
     source: SourceCall
     given: Packed
     recording: Recording
@@ -367,6 +369,7 @@ class Measure:
     Args:
         ends: how each source ended.
         values: packed; for each source the results of its items that were worked on already.
+        items: packed, what was expanded, where it was inner items that are collected.
         parse_s: seconds that expanding took.
         inline_s: seconds that the items took.
         recorded: the unit was a task run.
@@ -379,6 +382,7 @@ class Measure:
     inline_s: float
     recorded: bool
     span: Span
+    items: Packed | None = None
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.results import default_cache
 
+from evolve_tasks.workers.announcing import afterwards
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
@@ -76,7 +77,8 @@ class ContextPlugin(WorkerPlugin):
 
 
 async def flush() -> None:
-    """Send the events and log lines that Prefect holds back in this process."""
+    """Send the events and log lines that are held back in this process."""
+    afterwards.drain()
     for service in (EventsWorker, APILogWorker):
         draining: Any = service.drain_all(timeout=FLUSH_S)
         await draining

@@ -1,9 +1,13 @@
-"""Marks at the scheduler: which expansions have worked on items in passing.
+"""Marks at the scheduler: what must not be done again when Dask makes a lost list anew.
 
 An expansion works on short lists where it finds them. If what it gave is lost with its worker,
 Dask runs it again, and those items may have been reported by then. So it leaves a mark before
 anybody can see its result, and one that finds a mark leaves its items to be asked for: those
 that were reported are not, the others are worked on as batches.
+
+And an expansion may give some of its items on the way, while the lists of others stay where they
+are. Once the flow has its answer, it marks which lists stayed: only these are made anew, and
+nothing is sent.
 """
 
 from __future__ import annotations
@@ -35,6 +39,21 @@ def ended_before(run: str, call: ExpandCall) -> bool:
     worker = get_worker()
     get: Any = worker.scheduler.get_metadata
     return bool(sync(worker.loop, get, keys=_keys(run, call), default=False))
+
+
+def mark_kept(client: Client, run: str, unit: int, offsets: list[int]) -> None:
+    """Mark which lists of a unit stayed on its worker; called in the flow."""
+    client.set_metadata([_name(run), f"unit {unit}"], offsets)
+
+
+def kept_before(run: str, unit: int) -> list[int] | None:
+    """Which lists of a unit stayed on its worker, if it was answered; asked on a worker."""
+    worker = get_worker()
+    get: Any = worker.scheduler.get_metadata
+    found: list[int] | None = sync(
+        worker.loop, get, keys=[_name(run), f"unit {unit}"], default=None
+    )
+    return found
 
 
 def forget_marks(dask_scheduler: Scheduler, run: str) -> None:

@@ -27,7 +27,7 @@ from prefect.utilities.annotations import quote
 from prefect.utilities.callables import call_with_parameters, get_call_parameters
 from prefect.utilities.engine import emit_task_run_state_change_event, should_log_prints
 
-from evolve_tasks.workers.announcing import Announcement, announcer
+from evolve_tasks.workers.announcing import Announcement, afterwards, announcer
 from evolve_tasks.workers.failing import made_speakable
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.task_runs import enter_state, new_task_run
@@ -171,21 +171,24 @@ async def _run_async(engine: AsyncTaskRunEngine[Any, Any]) -> Any:
     return await engine.result()
 
 
-def needs_engine(task: Task[..., Any]) -> bool:
-    """Whether a task has anything that calling its function alone would leave out."""
+def keeps_results(task: Task[..., Any]) -> bool:
+    """Whether Prefect stores what a task returns, for a later call or for whoever asks."""
     flow_context = FlowRunContext.get()
     persists = task.persist_result
     if persists is None:
         persists = get_current_settings().tasks.default_persist_result
     if persists is None and flow_context is not None:
         persists = flow_context.persist_result
+    return bool(persists or task.cache_key_fn or task.result_storage_key)
+
+
+def needs_engine(task: Task[..., Any]) -> bool:
+    """Whether a task has anything that calling its function alone would leave out."""
     tags_context = TagsContext.get()
     return bool(
         task.retries
         or task.timeout_seconds
-        or persists
-        or task.cache_key_fn
-        or task.result_storage_key
+        or keeps_results(task)
         or task.on_completion_hooks
         or task.on_failure_hooks
         or task.on_running_hooks
@@ -390,6 +393,8 @@ def _enter_briefly(engine: _BriefSyncEngine | _BriefAsyncEngine, state: State[An
     if state.is_running():
         engine.announced = Announcement(task_run, before, state)
         announcer.later(engine.announced)
+    elif state.is_final():
+        afterwards.tell(task_run, before, state, follows)
     else:
         emit_task_run_state_change_event(
             task_run, initial_state=before, validated_state=state, follows=follows

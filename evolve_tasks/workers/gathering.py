@@ -86,8 +86,8 @@ async def gather_async(source: AsyncIterable[Any], most: int | None) -> list[Any
 
 
 @contextmanager
-def streamed(stream: Stream) -> Iterator[None]:
-    """Let what is gathered in the block be sent while it still comes."""
+def streamed(stream: Stream | None) -> Iterator[None]:
+    """Let what is gathered in the block be sent while it still comes; `None`: it stays here."""
     token = _stream.set(stream)
     try:
         yield

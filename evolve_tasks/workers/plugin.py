@@ -94,7 +94,13 @@ class RunPlugin(WorkerPlugin):
         mark, plugins = stop_name(self._run), self._worker.plugins
         address = self._worker.address
         return Runtime(
-            spec, self._template, lambda: mark in plugins, address, marks=self._marks(address)
+            spec,
+            self._template,
+            # The mark goes with the run; a unit may be left behind.
+            lambda: mark in plugins or self.name not in plugins,
+            address,
+            marks=self._marks(address),
+            gone=lambda: self.name not in plugins,
         )
 
     def _spec(self) -> RunSpec:

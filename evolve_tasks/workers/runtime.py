@@ -42,7 +42,7 @@ from evolve_tasks.workers.calls import (
 from evolve_tasks.workers.combining import combining, part_of, parts_of
 from evolve_tasks.workers.context import tracking_alone
 from evolve_tasks.workers.discoveries import taken_apart
-from evolve_tasks.workers.engines import record_failure
+from evolve_tasks.workers.engines import keeps_results, record_failure
 from evolve_tasks.workers.failing import after_some, failure_from
 from evolve_tasks.workers.gathering import streamed
 from evolve_tasks.workers.keys import keys_of
@@ -86,6 +86,7 @@ class Runtime:
         place: name of the worker, for the record of where things ran.
         signals: exceptions that are not caught.
         marks: where threads note what they are at; `None` where nobody would read it.
+        gone: whether the run is over, and nobody hears of what is still done.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Runtime:
         place: str,
         signals: tuple[type[BaseException], ...] = (),
         marks: Marks | None = None,
+        gone: Callable[[], bool] = lambda: False,
     ) -> None:
         self.spec = spec
+        self._gone = gone
         self._marks = marks
         self.stopped = stopped
         self._keys_of = partial(keys_of, spec.key) if spec.unique else None
@@ -113,15 +116,11 @@ class Runtime:
                 BoundStage(stage, signals, self._threads, spec.most_items) for stage in spec.stages
             ]
         )
-        self._collects = self._beside(spec.collect, signals)
-        self._reduces = self._beside(spec.reduce, signals)
+        self._collects = {of: self._beside(stage, signals) for of, stage in spec.collect.items()}
+        self._reduces = None if spec.reduce is None else self._beside(spec.reduce, signals)
 
-    def _beside(
-        self, stage: Stage | None, signals: tuple[type[BaseException], ...]
-    ) -> BoundStage | None:
+    def _beside(self, stage: Stage, signals: tuple[type[BaseException], ...]) -> BoundStage:
         """What is called beside the stages, with several arguments."""
-        if stage is None:
-            return None
         return self._template.copy().run(
             partial(BoundStage, stage, signals, self._threads, spread=True)
         )
@@ -218,8 +217,13 @@ class Runtime:
             inline_s=sum(one.inline_s for one in ended),
             recorded=call.recording.unit is not None and bound.task is not None,
             span=span,
+            items=Packed.of(list(given)) if self._collects_inner(call) else None,
         )
         return Expansion(lists, measure)
+
+    def _collects_inner(self, call: ExpandCall) -> bool:
+        """Whether the flow has to know the inner items that are expanded."""
+        return bool(call.sources[0].inner) and call.stage > 0 and call.stage in self._collects
 
     def _compare(self, end: SourceEnd, ran: Ran) -> None:
         """Note what stands for each item that was found, where they are compared."""
@@ -252,12 +256,12 @@ class Runtime:
             self._mark(source, SOURCE_ITSELF)
             with (
                 UnitContext(bound, call.recording, source.run_id, name) as unit,
-                self._streamed(call, offset) as stream,
+                self._streamed(bound, call, offset) as stream,
             ):
                 one.ran = ran = unit.run(item, source.run_id, name)
             if stream is not None and stream.streams:
                 one.given, one.cut = stream.given, stream.cut
-                ran.value = []
+                ran.value, ran.error = [], ran.error or stream.failed
             one.parse_s = time.perf_counter() - begun
             if ran.error is not None:
                 failed = self.spec.fail_fast
@@ -272,15 +276,19 @@ class Runtime:
         return ended
 
     @contextmanager
-    def _streamed(self, call: ExpandCall, offset: int) -> Iterator[Stream | None]:
+    def _streamed(
+        self, bound: BoundStage, call: ExpandCall, offset: int
+    ) -> Iterator[Stream | None]:
         """Send what one of a unit's items gives while it still gives, if that was asked for."""
-        if call.stream is None:
-            yield None
+        # What Prefect keeps as the result of a task has to be all of it.
+        if call.stream is None or (bound.task is not None and keeps_results(bound.task)):
+            with streamed(None):  # nor is what a run within this one gathers part of another
+                yield None
             return
         # As get_client() does, which other threads cannot call.
         line = Line(self.spec.run, call.stream.unit, get_worker()._get_client)
         name = self.spec.stages[call.stage].name
-        stream = Stream(name, call.stream, offset, line, self._keys_of, self.stopped)
+        stream = Stream(name, call.stream, offset, line, self._keys_of, self.stopped, self._gone)
         self._flusher.add(stream)
         try:
             with streamed(stream):
@@ -351,8 +359,7 @@ class Runtime:
         )
 
     def _collect(self, call: CollectCall) -> Collected:
-        bound = self._collects
-        assert bound is not None, "it was asked for"
+        bound = self._collects[call.stage]
         source, given = call.source, call.given.value()
         name = f"{bound.stage.name}[{source.label}]"
         span = self._begin()

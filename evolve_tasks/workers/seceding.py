@@ -53,16 +53,18 @@ class PoolPlace:
         self._in_pool = getattr(thread_state, "proceed", False)
         self._left = False
         self._lock = threading.Lock()
+        self._thread = threading.current_thread()
+        # It may have left the pool with something that its task did before.
+        self._of_pool = getattr(thread_state, "executor", None) is not None
         if self._in_pool:
             self._executor = thread_state.executor
-            self._thread = threading.current_thread()
             self._worker = get_worker()
             self._key, self._began_s = task_state.key, task_state.start_time
 
     @property
     def mine(self) -> bool:
         """Whether this thread is the one that has the place, or had it."""
-        return self._in_pool and threading.current_thread() is self._thread
+        return self._of_pool and threading.current_thread() is self._thread
 
     def leave(self) -> None:
         """Let another thread have it, until the task ends."""

@@ -49,6 +49,8 @@ class Chunk(NamedTuple):
         payload: the packed list.
         digest: of all items up to here.
         keys: what stands for each, where they are compared.
+        items: the list, once it was unpacked in the flow.
+        unreadable: why it cannot be unpacked there.
     """
 
     unit: int
@@ -58,6 +60,8 @@ class Chunk(NamedTuple):
     payload: bytes
     digest: bytes
     keys: bytes
+    items: list[Any] | None = None
+    unreadable: str = ""
 
 
 def chunks_name(run: str) -> str:
@@ -111,6 +115,7 @@ class Stream:
         line: the way to the flow.
         keys_of: gives what stands for each of some items; `None` where nobody compares them.
         stopped: whether the run has been stopped.
+        gone: whether the run is over, and nobody hears of it.
     """
 
     def __init__(
@@ -121,10 +126,13 @@ class Stream:
         line: Line,
         keys_of: Callable[[Sequence[Any]], bytes] | None,
         stopped: Callable[[], bool],
+        gone: Callable[[], bool],
     ) -> None:
+        self._gone = gone
         self._stage = stage
         self.given = call.given[offset]
         self.cut = False  # it was ended by the stop of the run
+        self.failed: Exception | None = None  # why the last of it could not be sent
         self.unsent: list[Any] = []
         self._count = 0
         self._digest = b""
@@ -135,6 +143,7 @@ class Stream:
         self._keys_of = keys_of
         self._stopped = stopped
         self._lock = threading.Lock()
+        self._over = False  # nothing is to be sent any more but by its own thread
         self._place = PoolPlace()
         self._begun = self._flushed = time.monotonic()
 
@@ -152,7 +161,7 @@ class Stream:
         """Begin anew, as with the next attempt; what the flow has already is not sent again."""
         with self._lock:
             self._count, self._digest = 0, b""
-            self.unsent.clear()
+            self.unsent, self._over = [], False
 
     def took(self, item: Any) -> bool:
         """Take an item, wait until the next one is wanted; False if none is.
@@ -162,10 +171,14 @@ class Stream:
         """
         if self._count < self.given:
             self._repeat(item)
-            return not self._stopped()
+            self.cut = self._stopped()
+            return not self.cut
         with self._lock:
             self.unsent.append(item)
             self._count += 1
+        if self._gone():
+            self.cut = True
+            return False
         late = time.monotonic() - self._begun >= BEGIN_S
         if not (self.streams or late or self._count >= self._may):
             return True
@@ -196,20 +209,40 @@ class Stream:
 
     def send_due(self) -> None:
         """Send what waits while its own thread waits for the generator; called from another one."""
-        self._place.leave()
-        self.flush()
+        with self._lock:
+            if self._over:
+                return
+            self._place.leave()
+        self.flush(late=True)
 
     def settle(self) -> None:
         """It has ended: called in its own thread."""
-        try:
-            if self.streams:
-                self.finish()
-        finally:
-            self._place.settle()
-
-    def flush(self) -> None:
-        """Send what waits; may be called from any thread."""
         with self._lock:
+            self._over = True
+        if self.streams and not self._gone():
+            try:
+                self.flush()
+            except Exception as error:
+                self.failed = error
+                with suppress(Exception):  # what came before that can be worked on
+                    self.unsent = self._good(self.unsent)
+                    self.flush()
+        self._place.settle()
+
+    def _good(self, items: list[Any]) -> list[Any]:
+        """The first items, up to one that cannot be sent."""
+        for position, item in enumerate(items):
+            try:
+                self._chunk([item])
+            except Exception:
+                return items[:position]
+        return items
+
+    def flush(self, *, late: bool = False) -> None:
+        """Send what waits; may be called from any thread, `late` from another than its own."""
+        with self._lock:
+            if late and self._over:
+                return
             items, self.unsent = self.unsent, []
             self._flushed = time.monotonic()
             if not items:
@@ -237,8 +270,10 @@ class Stream:
 
     def finish(self) -> list[Any]:
         """No more will come: send the rest, or give it where nothing was sent."""
-        if not self.streams:
-            return self.unsent
+        with self._lock:
+            if not self.streams:
+                self._over = True  # or it would be sent, too
+                return self.unsent
         self.flush()
         return []
 

@@ -19,7 +19,7 @@ from evolve_tasks.workers.calls import (
     ProcessCall,
     Slice,
 )
-from evolve_tasks.workers.ended import ended_before, mark_ended
+from evolve_tasks.workers.ended import ended_before, kept_before, mark_ended
 from evolve_tasks.workers.plugin import runtime_of
 
 
@@ -27,6 +27,10 @@ def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -
     """Run an expanding stage on what comes along, or on a part of what was found; it stays here."""
     if call.inline and ended_before(run, call):
         call = replace(call, inline=0)
+    if call.stream is not None:
+        kept = kept_before(run, call.stream.unit)
+        if kept is not None:
+            call = _alone(call, kept)
     items = call.items.value()
     if call.part is not None and found is not None:
         items = taken(found, call.part)
@@ -34,6 +38,15 @@ def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -
     if any(end.ended for end in expansion.measure.ends):
         mark_ended(run, call)
     return expansion
+
+
+def _alone(call: ExpandCall, offsets: list[int]) -> ExpandCall:
+    """The same for some of its items: there is nothing to do for the others."""
+    sources = tuple(
+        source if offset in offsets else replace(source, known=True)
+        for offset, source in enumerate(call.sources)
+    )
+    return replace(call, sources=sources, stream=None, inline=0)
 
 
 def collect(run: str, call: CollectCall) -> Collected:

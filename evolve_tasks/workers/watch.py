@@ -26,6 +26,7 @@ from distributed.protocol.pickle import dumps
 from evolve_tasks.workers.ended import forget_marks
 from evolve_tasks.workers.plugin import StopMark, pause_name, stop_name
 from evolve_tasks.workers.priorities import PROCESS, Turns, VirtualTime
+from evolve_tasks.workers.streaming import forget_queues
 
 # How often queues are evened out at the most; Dask itself did so ten times a second for years.
 EVEN_OUT_S = 0.1
@@ -150,6 +151,7 @@ class RunWatch(SchedulerPlugin):
             if name in scheduler.worker_plugins:
                 await scheduler.unregister_worker_plugin(comm=None, name=name)
         forget_marks(scheduler, self._run)
+        forget_queues(scheduler, self._run)
         scheduler.remove_plugin(self.name)
 
     def _is_ours(self, key: Any) -> bool:

@@ -6,11 +6,12 @@ import operator
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect import task
 from prefect.runtime import flow_run
@@ -154,6 +155,115 @@ def test_three_stages_are_collected_by_source(strategy: str, runner: Any) -> Non
     ]
 
 
+def words(source: str) -> list[str]:
+    if source == "torn":
+        raise OSError("torn")
+    return source.split()
+
+
+def yields_words(source: str) -> Iterator[str]:
+    yield from words(source)
+
+
+def counted_words(source: str, results: list[str]) -> tuple[str, int]:
+    return "".join(results), len(results)
+
+
+TEXTS = ["one two", "", "torn", "axe broken six", "one"]
+
+
+@pytest.mark.parametrize(
+    ("first", "of_words", "batch"),
+    [(words, joined, 1), (task(words), joined_task, "auto"), (yields_words, joined, "auto")],
+)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_inner_items_are_collected_by_stage(
+    strategy: str, first: Any, of_words: Any, batch: Any, runner: Any
+) -> None:
+    name = getattr(first, "fn", first).__name__
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "batch": batch, "on_failure": "ignore"}
+        collect = {"letters": of_words, name: counted_words}
+        return evolve(TEXTS, first, letters, upper, collect=collect, **options)
+
+    outcome = in_flow(runner, body)
+    # "broken" cannot be expanded, and so is not collected; what has it within is.
+    assert outcome.collected_by_stage["letters"] == [
+        ("one", "one: ONE"),
+        ("two", "two: TWO"),
+        ("axe", "axe: AE"),
+        ("six", "six: SI"),
+        ("one", "one: ONE"),
+    ]
+    assert outcome.collected == outcome.collected_by_stage[name]
+    assert outcome.collected == [
+        ("one two", ("ONETWO", 6)),
+        ("", ("", 0)),
+        ("axe broken six", ("AESI", 4)),
+        ("one", ("ONE", 3)),
+    ]
+    assert [(one.stage, one.index) for one in outcome.failures] == [
+        (name, (2,)),
+        ("upper", (3, 0, 1)),
+        ("letters", (3, 1)),
+        ("upper", (3, 2, 2)),
+    ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_inner_items_alone_are_collected_with_their_failures(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "on_failure": "ignore"}
+        collect = {"letters": counted}
+        return evolve(TEXTS, words, letters, upper, collect=collect, **options)
+
+    outcome = in_flow(runner, body)
+    assert outcome.collected == []
+    assert outcome.collected_by_stage == {
+        "letters": [
+            *[("one", (3, 0)), ("two", (3, 0)), ("axe", (2, 1)), ("broken", (0, 1))],
+            *[("six", (2, 1)), ("one", (3, 0))],
+        ]
+    }
+
+
+def grows(word: str) -> Any:
+    return More(word, [word[1:]], stage=1) if len(word) > 1 else word
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_inner_items_are_collected_with_what_was_found_below(strategy: str, runner: Any) -> None:
+    def itself(word: str) -> list[str]:
+        return [word]
+
+    def body() -> Outcome:
+        collect = {"itself": joined}
+        return evolve(["abc d"], words, itself, grows, collect=collect, strategy=strategy)
+
+    assert in_flow(runner, body).collected_by_stage["itself"] == [
+        ("abc", "abc: abcbcc"),
+        ("bc", "bc: bcc"),
+        ("c", "c: c"),
+        ("d", "d: d"),
+    ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_resumed_is_collected_by_stage(strategy: str, runner: Any, tmp_path: Path) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "journal": str(tmp_path), "on_failure": "ignore"}
+        collect = {"words": joined, "letters": joined}
+        return evolve(TEXTS, words, letters, upper, collect=collect, **options)
+
+    first, second = in_flow(runner, body), in_flow(runner, body)
+    assert second.counts.resumed == first.counts.done > 0
+    assert second.collected_by_stage == first.collected_by_stage
+    assert [item for item, _ in first.collected_by_stage["letters"]] == [
+        *["one", "two", "axe", "six", "one"]
+    ]
+
+
 class Waits:
     """An item that waits until another source has been collected."""
 
@@ -206,6 +316,21 @@ def test_what_is_resumed_is_collected_too(strategy: str, runner: Any, tmp_path: 
     assert second.collected == first.collected == COLLECTED
 
 
+@pytest.mark.parametrize("strategy", ["as_completed", "async", "nested"])
+def test_a_source_that_cannot_travel_cannot_be_collected(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "on_failure": "ignore"}
+        sources = ["ab", iter("no"), (one for one in "no"), "c"]
+        return evolve(sources, letters, upper, collect=counted, **options)
+
+    outcome = in_flow(runner, body)
+    assert outcome.collected[0] == ("ab", (2, 0))
+    assert outcome.collected[-1] == ("c", (1, 0))
+    told = [(one.stage, one.index) for one in outcome.failures]
+    assert ("letters", (2,)) in told
+    assert ("counted", (2,)) in told
+
+
 def not_picklable(source: str, results: list[str]) -> Callable[[], None]:
     return (value for value in results).__next__  # type: ignore[return-value]
 
@@ -225,7 +350,12 @@ def test_a_value_that_cannot_travel_is_a_failure(strategy: str, runner: Any) -> 
 
 @pytest.mark.parametrize(
     ("collect", "said"),
-    [(3, "not callable"), (len, "cannot be called with a source and the list of its results")],
+    [
+        (3, "not callable"),
+        (len, "cannot be called with a source and the list of its results"),
+        ({"upper": joined}, "those that give items are 'letters'"),
+        ({"letters": len}, "cannot be called with a source and the list of its results"),
+    ],
 )
 def test_what_cannot_collect_is_refused(collect: Any, said: str, runner: Any) -> None:
     with pytest.raises(InvalidInput, match=said):
@@ -363,10 +493,15 @@ def test_what_cannot_combine_is_refused(reduce: Any, said: str, runner: Any) -> 
 
 
 @pytest.mark.parametrize("strategy", ["as_completed", "nested"])
-def test_many_numbers_are_combined_in_few_steps(strategy: str, runner: Any) -> None:
-    def body() -> Outcome:
-        numbers = [20_000, 5, 30_000, *[3] * 700]
-        return evolve(numbers, range, abs, reduce=operator.add, strategy=strategy)
+def test_a_million_numbers_are_combined_where_they_are(strategy: str, process_workers: str) -> None:
+    sizes = [600_000, 5, 395_000, *[3] * 1_665]
+    process = psutil.Process()
 
-    outcome = in_flow(runner, body)
-    assert outcome.reduced == sum(map(sum, map(range, [20_000, 5, 30_000, *[3] * 700])))
+    def body() -> Outcome:
+        return evolve(sizes, range, abs, reduce=operator.add, strategy=strategy)
+
+    before = process.memory_info().rss
+    outcome = in_flow(EvolveTaskRunner(address=process_workers), body)
+    assert outcome.counts.done == 1_000_000
+    assert outcome.reduced == sum(map(sum, map(range, sizes)))
+    assert process.memory_info().rss - before < 150e6

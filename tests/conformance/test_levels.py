@@ -177,6 +177,69 @@ def test_one_window_is_over_all_levels(
     assert most[0] <= in_flight
 
 
+class Crowd:
+    """How much is known and not done; the workers are threads of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        self.running = self.most_running = self.open = self.most_open = 0
+
+    def begins(self) -> None:
+        with self.lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+
+    def ends(self, gave: int, took: int) -> None:
+        with self.lock:
+            self.running -= 1
+            self.open += gave - took
+            self.most_open = max(self.most_open, self.open)
+
+
+crowd = Crowd()
+FIFTY = 50
+
+
+def fifty(place: int) -> list[int]:
+    crowd.begins()
+    try:
+        return [FIFTY * place + below for below in range(FIFTY)]
+    finally:
+        crowd.ends(FIFTY, 1)
+
+
+def trivial(place: int) -> int:
+    crowd.begins()
+    crowd.ends(0, 1)
+    return place
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "async"])
+def test_a_wide_tree_is_never_open_as_a_whole(strategy: str, runner: Any) -> None:
+    in_flight, buffered = 32, 400
+    first_s: list[float] = []
+    crowd.reset()
+
+    def body() -> tuple[int, float]:
+        count, begun = 0, time.monotonic()
+        options: Any = {"strategy": strategy, "record": "sources", "in_flight": in_flight}
+        for one in evolve_iter([0], fifty, fifty, fifty, trivial, buffered=buffered, **options):
+            if not count:
+                first_s.append(time.monotonic() - begun)
+            count += one.ok
+        return count, time.monotonic() - begun
+
+    count, took_s = in_flow(runner, body)
+    assert count == FIFTY**3
+    assert crowd.most_running <= in_flight
+    # What waits, what is in flight, and a fan-out of each level above them.
+    assert crowd.most_open <= in_flight + buffered + 3 * FIFTY, crowd.most_open
+    assert first_s[0] < took_s * 0.05
+
+
 # -- resuming ------------------------------------------------------------------------------------
 
 

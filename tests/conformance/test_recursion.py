@@ -371,3 +371,34 @@ def test_what_was_found_is_resumed_by_its_place(
     third = in_flow(runner, body)
     assert third.results == second.results
     assert third.counts.resumed == third.counts.discovered
+
+
+def by_first(row: tuple[str, str]) -> str:
+    return row[0]
+
+
+def by_second(row: tuple[str, str]) -> str:
+    return row[1]
+
+
+def rows(_: int) -> list[tuple[str, str]]:
+    return [("x", "y"), ("y", "x"), ("z", "x")]
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "as_completed"])
+def test_another_key_means_other_items_also_to_a_journal(
+    strategy: str, runner: Any, tmp_path: Path
+) -> None:
+    def body() -> list[Outcome]:
+        options: Any = {"strategy": strategy, "unique": True, "journal": str(tmp_path)}
+        return [
+            evolve([0], rows, "".join, key=key, **options)
+            for key in (by_first, by_second, by_first)
+        ]
+
+    first, other, again = in_flow(runner, body)
+    assert first.results == ["xy", "yx", "zx"]
+    assert other.results == ["xy", "yx"]
+    assert other.counts.resumed == 0
+    assert again.results == first.results
+    assert again.counts.resumed == 3

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from prefect import task
+from prefect.cache_policies import INPUTS
 
 from evolve_tasks import EvolveFailed, EvolveTaskRunner, More, Outcome, evolve, evolve_iter
 from tests.conformance.flows import in_flow
@@ -331,3 +332,202 @@ def test_a_killed_worker_costs_nothing_that_was_given(
 def test_it_raises_as_others_do(strategy: str, runner: Any) -> None:
     with pytest.raises(EvolveFailed, match="broken"):
         in_flow(runner, lambda: evolve([6], slow_then_breaks, same, strategy=strategy))
+
+
+PAUSE_S = 0.2
+given_at: list[float] = []
+
+
+def every_so_often(count: int) -> Iterator[int]:
+    for item in range(count):
+        time.sleep(PAUSE_S)
+        given_at.append(time.monotonic())
+        yield item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_first_result_is_there_within_a_second(strategy: str, runner: Any) -> None:
+    given_at.clear()
+
+    def body() -> list[float]:
+        options: Any = {"strategy": strategy}
+        return [time.monotonic() for _ in evolve_iter([20], every_so_often, same, **options)]
+
+    had_at = in_flow(runner, body)
+    assert len(had_at) == 20
+    assert had_at[0] - given_at[0] < 1
+    assert had_at[10] < given_at[-1]  # and so it goes on
+
+
+# -- many of them, and little room -----------------------------------------------------------------
+
+
+def gives(count: int) -> Iterator[int]:
+    for item in range(count):
+        time.sleep(0.004)
+        yield item
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "batch"), [(1, 1), (3, "auto"), (4, 4), (None, "auto"), (None, 1)]
+)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_many_of_them_leave_room_for_their_items(
+    strategy: str, in_flight: Any, batch: Any, runner: Any
+) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "in_flight": in_flight, "batch": batch}
+        return evolve([30] * 12, gives, same, buffered=10, **options)
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == list(range(30)) * 12
+    assert outcome.counts.done == 360
+
+
+def numbers(count: int) -> list[int]:
+    return list(range(count))
+
+
+def alone(item: int) -> list[int]:
+    return [item]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_it_gives_is_expanded_while_it_waits(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve([150, 3], gives, alone, same, strategy=strategy, buffered=10)
+
+    assert in_flow(runner, body).results == [*range(150), 0, 1, 2]
+
+
+def forty(_: int) -> Iterator[int]:
+    yield from gives(40)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_waits_for_it_does_not_hold_it_up(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve([25], numbers, forty, same, strategy=strategy, buffered=12)
+
+    assert in_flow(runner, body).results == list(range(40)) * 25
+
+
+def leads_on(item: int) -> Any:
+    return More(item, [30] * 20, stage=0) if item == 7 else item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_was_found_for_it_does_not_hold_it_up(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve([8], gives, leads_on, strategy=strategy, buffered=12, max_depth=1)
+
+    outcome = in_flow(runner, body)
+    assert outcome.results == [*range(8), *[*range(30)] * 20]
+    assert outcome.counts.by_stage["gives"].done == 21
+
+
+class Together:
+    """Several slow ones among many brief ones: they may be in one unit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def parse(self, source: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        name, count = source
+        for item in range(count):
+            yield name, item
+            there(Path(self.folder, f"{name} {item}"))
+
+    def process(self, item: tuple[int, int]) -> tuple[int, int]:
+        Path(self.folder, "{} {}".format(*item)).touch()
+        return item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_slow_ones_in_one_unit_feed_their_items_each(
+    strategy: str, runner: Any, tmp_path: Path
+) -> None:
+    together = Together(tmp_path)
+    sources = [*[(0, 0)] * 300, *[(name, 3) for name in range(1, 7)]]
+
+    def body() -> Outcome:
+        return evolve(sources, together.parse, together.process, strategy=strategy)
+
+    assert in_flow(runner, body).results == [(n, item) for n in range(1, 7) for item in range(3)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_that_breaks_costs_the_others_of_its_unit_nothing(strategy: str, runner: Any) -> None:
+    def parse(count: int) -> Iterator[Any]:
+        yield from gives(count)
+        if count > 50:
+            yield (_ for _ in ())
+
+    def body() -> Outcome:
+        sources = [*[1] * 200, 60, *[1] * 20]
+        return evolve(sources, parse, same, strategy=strategy, on_failure="ignore")
+
+    outcome = in_flow(runner, body)
+    (failure,) = outcome.failures
+    assert failure.index == (200,)
+    assert "cannot be pickled" in failure.message
+    assert outcome.results == [*[0] * 200, *range(60), *[0] * 20]
+
+
+@pytest.mark.parametrize(("strategy", "count"), [("as_completed", 100), ("nested", 90)])
+def test_what_prefect_keeps_of_it_is_all_of_it(strategy: str, count: int, runner: Any) -> None:
+    parse = task(gives, persist_result=True, cache_policy=INPUTS)
+
+    def body() -> list[int]:
+        return [
+            number
+            for _ in range(2)
+            for number in evolve([count], parse, same, strategy=strategy).results
+        ]
+
+    assert in_flow(runner, body) == [*range(count), *range(count)]
+
+
+class Elsewhere:
+    """Gives what the flow's process, whose id it was made with, cannot read."""
+
+    def __init__(self) -> None:
+        self.flow = os.getpid()
+
+    def parse(self, count: int) -> Iterator[Any]:
+        for item in range(count):
+            time.sleep(SLOW_S)
+            yield item if item != 5 else _Unreadable(self.flow)
+
+
+class _Unreadable:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> Any:
+        return _refuse_in, (self.pid,)
+
+
+def _refuse_in(pid: int) -> Any:
+    if os.getpid() == pid:
+        raise RuntimeError("not in the flow")
+    return _Unreadable(pid)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_the_flow_cannot_read_is_a_failure_of_those_items(
+    strategy: str, process_workers: str
+) -> None:
+    parse = Elsewhere().parse
+
+    def body() -> Outcome:
+        return evolve([9, 2], parse, same, strategy=strategy, on_failure="ignore")
+
+    outcome = in_flow(EvolveTaskRunner(address=process_workers), body)
+    assert outcome.failures
+    assert all("not in the flow" in failure.message for failure in outcome.failures)
+    lost = {failure.index for failure in outcome.failures}
+    assert (0, 5) in lost
+    expected = [item for item in range(9) if (0, item) not in lost]
+    assert outcome.results == [*expected, 0, 1]
+    assert outcome.counts.failed == len(lost)

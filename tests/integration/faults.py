@@ -133,9 +133,16 @@ def site(home: Path) -> Iterator[Site]:
 
 
 class Round:
-    """One flow, some faults, and the books about both."""
+    """One flow, some faults, and the books about both.
 
-    def __init__(self, here: Site, folder: Path, seed: int) -> None:
+    Args:
+        here: where it runs.
+        folder: an empty folder.
+        seed: decides what happens.
+        each_kind: one fault of each kind happens, soon; otherwise some do at any time.
+    """
+
+    def __init__(self, here: Site, folder: Path, seed: int, *, each_kind: bool = False) -> None:
         self._site = here
         self._folder = folder
         self._random = random = Random(seed)
@@ -145,10 +152,16 @@ class Round:
             "batch": random.choice([1, 5, "auto"]),
             "record": random.choice(["sources", "batches"]),
             "progress": False,
+            "links": each_kind or random.random() < 0.3,
         }
         kinds: list[Callable[[], None]] = [self._kill_worker] * 4
         kinds += [self._kill_flow] * 3 + [self._kill_scheduler, self._stop_api]
         self._faults = random.sample(kinds, random.randint(1, 4))
+        self._soon = 30 if each_kind else 120
+        if each_kind:
+            self._faults = [
+                *(self._stop_api, self._kill_scheduler, self._kill_flow, self._kill_worker)
+            ]
         (folder / "executions").mkdir(parents=True)
 
     def run(self) -> Tally:
@@ -176,14 +189,13 @@ class Round:
                 stderr=log,
             )
         give_up = time.monotonic() + LIMIT_S
-        begun = len(self._executions())
-        due = begun + self._random.randint(5, 120)
+        due = len(self._executions()) + self._random.randint(5, self._soon)
         while self._flow.poll() is None:
             if time.monotonic() > give_up:
                 self._flow.kill()
             elif self._faults and len(self._executions()) >= due:
                 self._faults.pop()()
-                due = len(self._executions()) + self._random.randint(5, 120)
+                due = len(self._executions()) + self._random.randint(5, self._soon)
             time.sleep(0.02)
         return self._flow.returncode == 0
 
@@ -238,18 +250,21 @@ class Round:
         )
 
 
-def run_rounds(home: Path, seeds: range, tell: Callable[[str], object] = print) -> Tally:
+def run_rounds(
+    home: Path, seeds: range, tell: Callable[[str], object] = print, *, each_kind: bool = False
+) -> Tally:
     """Run a round for each seed on one site.
 
     Args:
         home: an empty folder.
         seeds: the seeds.
         tell: gets a line about each round that went wrong.
+        each_kind: in each round there is one fault of each kind.
     """
     total = Tally()
     with site(home) as here:
         for seed in seeds:
-            one = Round(here, home / f"round-{seed}", seed).run()
+            one = Round(here, home / f"round-{seed}", seed, each_kind=each_kind).run()
             total.add(one)
             if one.faults:
                 tell(f"seed {seed}:\n{one}")

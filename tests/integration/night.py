@@ -3,7 +3,8 @@
     python -m tests.integration.night FOLDER SCHEDULER OPTIONS
 
 FOLDER gets a file for each execution of an item, a line in `reported` for each item that is given
-to the flow, and `results.json` at the end.
+to the flow, and `results.json` at the end. With the option `links` items find each other, over
+loops, and are not listed by their source.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from prefect import flow
 
-from evolve_tasks import EvolveTaskRunner, evolve_iter
+from evolve_tasks import EvolveTaskRunner, More, evolve_iter
 
 SOURCES = 12
 ITEMS = 25
@@ -40,6 +41,19 @@ def work(item: Item) -> int:
     return result_of(source, position)
 
 
+def parse_first(source: tuple[str, int]) -> list[Item]:
+    """Give the first item of a source, from which all others are found."""
+    return parse(source)[:1]
+
+
+def work_on_links(item: Item) -> More:
+    """Work on an item, and find others: a tree, and further links across and back."""
+    folder, source, position = item
+    below = [2 * position + 1, 2 * position + 2, 7 * position % ITEMS, position // 2]
+    found = [(folder, source, other) for other in below if other < ITEMS]
+    return More(work(item), found, stage=1)
+
+
 def result_of(source: int, position: int) -> int:
     """What comes out of an item."""
     return source * 1_000 + position
@@ -50,11 +64,15 @@ def night(folder: str, options: dict[str, Any]) -> None:
     """Work on everything, and write down what comes."""
     results: dict[str, int] = {}
     sources = [(folder, number) for number in range(SOURCES)]
+    stages: tuple[Any, Any] = (parse, work)
+    if options.pop("links", False):
+        stages = parse_first, work_on_links
+        options["unique"] = True
     with Path(folder, "reported").open("a", buffering=1) as reported:
-        for item in evolve_iter(sources, parse, work, journal=folder, options=options):
+        for item in evolve_iter(sources, *stages, journal=folder, options=options):
             if not item.ok:
                 raise RuntimeError(f"{item.index} failed: {item.failure}")
-            name = ".".join(map(str, item.index))
+            name = ".".join(map(str, divmod(item.value, 1_000)))
             assert name not in results, f"{name} was given twice"
             results[name] = item.value
             reported.write(f"{name} {time.time_ns()}\n")

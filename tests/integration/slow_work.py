@@ -19,6 +19,11 @@ def slowly(item: tuple[str, int]) -> int:
     return item[1]
 
 
+def last_begun(diary: Path) -> float:
+    """When the last one began, in seconds since the epoch."""
+    return max(trace.stat().st_mtime for trace in diary.glob("item-*"))
+
+
 def begun(diary: Path) -> int:
     """How many have begun."""
     return len(list(diary.glob("item-*")))

@@ -33,10 +33,10 @@ from tests.integration.api import report_of, task_runs
 from tests.integration.servers import Server
 from tests.integration.waiting import until
 
-ITEMS = 96
+ITEMS = 160
 SOURCES = 4
-ITEM_S = 0.4  # on two threads about 20 s in all
-AWAY_S = 10.0
+ITEM_S = 0.5  # on two threads about 40 s in all
+AWAY_S = 30.0
 BEGIN_S = 120.0  # until a quarter of the items has begun, on a busy machine
 
 pytestmark = pytest.mark.cluster

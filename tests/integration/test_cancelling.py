@@ -21,13 +21,15 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.states import Cancelling
 
-from evolve_tasks import EvolveTaskRunner, RunCancelled, evolve
+from evolve_tasks import EvolveTaskRunner, RunCancelled, evolve, evolve_iter, journal_info
 from tests.integration.api import progress_of, report_of
 from tests.integration.servers import prefect_environment
-from tests.integration.slow_work import begun, many, slowly
+from tests.integration.slow_work import begun, last_begun, many, slowly
 from tests.integration.waiting import until
 
 STRATEGIES = ["sequential", "as_completed", "async", "nested"]
+
+WITHIN_S = 10.0  # nothing begins any more, so long after the cancel
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
 
@@ -64,6 +66,7 @@ def test_a_flow_run_that_is_cancelled_by_the_api_stops(
     strategy: str, tmp_path: Path, thread_workers: str
 ) -> None:
     seen: list[Any] = []
+    cancelled: list[float] = []
 
     @flow(task_runner=EvolveTaskRunner(address=thread_workers))
     def night() -> None:
@@ -71,12 +74,14 @@ def test_a_flow_run_that_is_cancelled_by_the_api_stops(
         assert context is not None
         assert context.flow_run is not None
         seen.append(context.flow_run.id)
-        evolve([str(tmp_path)], many, slowly, strategy=strategy, batch=5)
+        diary = str(tmp_path)
+        evolve([diary], many, slowly, strategy=strategy, batch=5, journal=diary)
 
     def cancel() -> None:
         until(lambda: begun(tmp_path) >= 10, "it works")
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(seen[0], Cancelling())
+        cancelled.append(time.time())
 
     canceller = threading.Thread(target=cancel)
     canceller.start()
@@ -84,6 +89,13 @@ def test_a_flow_run_that_is_cancelled_by_the_api_stops(
         night()
     canceller.join()
     assert stays(tmp_path) < 5_000
+    assert last_begun(tmp_path) - cancelled[0] < WITHIN_S
+    # What had ended is in the journal, but for the batches that were in flight.
+    kept = journal_info(str(tmp_path)).items
+    assert begun(tmp_path) - 100 <= kept <= begun(tmp_path)
+    assert kept > 0
+    with Client(thread_workers, set_as_default=False) as client:
+        until(lambda: not own(client), "nothing is left on the cluster")
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(seen[0]).state
     assert state is not None
@@ -92,6 +104,49 @@ def test_a_flow_run_that_is_cancelled_by_the_api_stops(
     assert percent < 100
     assert "cancelled after" in words
     assert report_of(seen[0]).startswith("# Cancelled after")
+
+
+may_end = threading.Event()
+begun_here: list[int] = []  # items of the long source
+
+
+def one_or_twenty(source: int) -> list[tuple[int, int]]:
+    return [(source, number) for number in range(source)]
+
+
+def waits_for_the_end(item: tuple[int, int]) -> int:
+    """The first item of the long source holds its batch up until the run is over."""
+    source, number = item
+    if source > 1:
+        begun_here.append(number)
+        may_end.wait(60)
+    return number
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+def test_a_batch_that_is_left_behind_goes_no_further(strategy: str, thread_workers: str) -> None:
+    may_end.clear()
+    begun_here.clear()
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> None:
+        options: Any = {"strategy": strategy, "batch": 20, "in_flight": 60}
+        for one in evolve_iter([1, 20], one_or_twenty, waits_for_the_end, **options):
+            assert one.ok
+            until(lambda: begun_here, "the batch is under way")
+            break
+
+    night()
+    assert len(begun_here) == 1
+    may_end.set()
+    with Client(thread_workers, set_as_default=False) as client:
+        until(lambda: not any(client.run(busy).values()), "the batch has ended")
+        until(lambda: not own(client), "nothing is left on the cluster")
+    assert len(begun_here) == 1
+
+
+def busy(dask_worker: Any) -> list[str]:
+    return list(map(str, dask_worker.active_threads.values()))
 
 
 SCRIPT = """
@@ -138,15 +193,17 @@ def night(
         process.wait()
 
 
-@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+@pytest.mark.parametrize("strategy", ["as_completed", "async", "nested"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_flow_that_dies_leaves_the_cluster_clean(
     how: signal.Signals, strategy: str, tmp_path: Path, prefect_api: str, process_workers: str
 ) -> None:
     with night(strategy, tmp_path, prefect_api, process_workers) as process:
+        signalled = time.time()
         process.send_signal(how)
         process.wait(30)
         assert stays(tmp_path) < 5_000
+        assert last_begun(tmp_path) - signalled < WITHIN_S
     with Client(process_workers, set_as_default=False) as client:
         until(lambda: not own(client), "nothing is left on the cluster")
     if how != signal.SIGKILL:

@@ -13,8 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
 from evolve_tasks import EvolveTaskRunner
 from flows.archive_scan import OPTIONS, Totals, archive_scan, sample_below
@@ -106,12 +109,14 @@ SLOW = {page for page in range(PAGES) if page % 31 == 3}
 
 class Site(BaseHTTPRequestHandler):
     visits: ClassVar[list[int]] = []
+    times: ClassVar[list[float]] = []
     lock = threading.Lock()
 
     def do_GET(self) -> None:
         page = int(self.path.removeprefix("/page/"))
         with self.lock:
             self.visits.append(page)
+            self.times.append(time.monotonic())
         if page in DEAD:
             self.send_error(404)
             return
@@ -132,6 +137,7 @@ class Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def site() -> Iterator[str]:
     Site.visits.clear()
+    Site.times.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -170,3 +176,34 @@ def test_no_deeper_than_was_said(site: str, thread_workers: str) -> None:
     state: Any = flow(f"{site}/page/0", "", options, return_state=True)
     assert sorted(set(Site.visits)) == sorted({0, *LINKS[0]})
     assert "limits.max_depth=1 was reached" in state.message
+
+
+PACE = 4.0  # visits a second
+
+
+@pytest.fixture
+def polite(prefect_api: str) -> Iterator[str]:
+    name = f"polite-{uuid4()}"
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(
+            GlobalConcurrencyLimitCreate(name=name, limit=1, slot_decay_per_second=PACE)
+        )
+        yield name
+        client.delete_global_concurrency_limit_by_name(name)
+
+
+def test_the_pace_that_a_site_is_to_bear(site: str, polite: str, thread_workers: str) -> None:
+    flow = link_map.with_options(task_runner=EvolveTaskRunner(address=thread_workers))
+    options = {"on_failure": "ignore", "unique": True, "limits": {"max_depth": 2}}
+    state: Any = flow(f"{site}/page/0", polite, options, return_state=True)
+    assert state.result()
+    assert len(Site.visits) > 5
+    # A slot is free again after its decay; what comes sooner waits on its worker.
+    assert Site.times[-1] - Site.times[0] > (len(Site.visits) - 2) / PACE
+
+
+def test_a_limit_that_nobody_has_made_is_told_of(site: str, thread_workers: str) -> None:
+    flow = link_map.with_options(task_runner=EvolveTaskRunner(address=thread_workers))
+    state: Any = flow(f"{site}/page/0", "misspelt", return_state=True)
+    assert state.message == "0 pages, 0 dead, 1 without an answer"
+    assert Site.visits == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import Client, Scheduler
 from prefect import flow, tags, task
@@ -14,6 +16,8 @@ from prefect.context import TagsContext
 from prefect.runtime import flow_run
 
 from evolve_tasks import EvolveTaskRunner, evolve
+from tests.integration.dask_processes import DaskProcess
+from tests.integration.servers import free_port
 from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
@@ -114,6 +118,44 @@ def test_both_get_on(first: str, second: str, tmp_path: Path, process_workers: s
     assert 0.25 <= share <= 0.75
     with Client(process_workers) as client:
         until(lambda: not client.run_on_scheduler(left_of_us), "nothing of them is left", 10)
+
+
+KEPT_MB = 20  # what an allocator may keep, and not what a run leaves
+
+
+def test_the_memory_of_the_scheduler_comes_back(tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    at = ("--port", address.rpartition(":")[2])
+    with (
+        DaskProcess(tmp_path / "scheduler", "scheduler", "--host", "127.0.0.1", *at),
+        DaskProcess(tmp_path / "worker", "worker", address, "--nthreads", "2"),
+        Client(address, timeout=60, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(1, 60)
+        process = psutil.Process(client.run_on_scheduler(os.getpid))
+
+        def two_at_once() -> float:
+            """Two runs of twenty thousand items, in units of ten; what the scheduler has then."""
+            flows = [
+                flow(name=name, task_runner=EvolveTaskRunner(address=address))(many_units)
+                for name in ("one", "other")
+            ]
+            threads = [threading.Thread(target=one) for one in flows]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            until(lambda: not client.run_on_scheduler(left_of_us), "nothing of them is left", 10)
+            return process.memory_info().rss / 1e6
+
+        first = two_at_once()
+        later = [two_at_once() for _ in range(2)]
+        assert max(later) - first < KEPT_MB, (first, later)
+
+
+def many_units() -> None:
+    outcome = evolve([200] * 100, range, abs, batch=10, record="sources", progress=False)
+    assert outcome.counts.done == 20_000
 
 
 def test_items_that_matter_more_go_first(tmp_path: Path, process_workers: str) -> None:

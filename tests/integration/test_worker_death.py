@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from distributed import LocalCluster
 from prefect import flow, task
 from prefect.context import FlowRunContext
 from prefect.exceptions import CrashedRun
+from prefect.runtime import task_run
 
 from evolve_tasks import EvolveTaskRunner, Outcome, evolve, evolve_iter
 from tests.integration.api import task_runs
@@ -337,27 +339,28 @@ def twenty(source: tuple[str, int]) -> list[Item]:
 
 @task
 def every_tenth_fails(item: Item) -> int:
-    if item[2] % 10 == 9:
+    diary, source, position = item
+    note(diary, f"{source}-{position}-{task_run.id}")
+    if position % 10 == 9:
         raise ValueError("a tenth item")
-    time.sleep(0.05)
+    time.sleep(0.02)
     return os.getpid()
 
 
-@pytest.mark.parametrize(
-    ("strategy", "record"), [("as_completed", "items"), ("nested", "items"), ("async", "batches")]
-)
-def test_the_api_shows_what_happened_also_where_workers_died(
-    strategy: str, record: Any, tmp_path: Path, mortal: LocalCluster
+@pytest.mark.parametrize("record", ["items", "batches", "sources", "auto"])
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_the_api_shows_what_happened_also_where_a_worker_died(
+    strategy: str, record: str, tmp_path: Path, mortal: LocalCluster
 ) -> None:
     def body() -> int:
         given = 0
-        killed: list[int] = []
         sources = [(str(tmp_path), number) for number in range(8)]
         options: dict[str, Any] = {"strategy": strategy, "record": record, "batch": 4}
-        for item in evolve_iter(sources, twenty, every_tenth_fails, on_failure="ignore", **options):
+        options |= {"on_failure": "ignore", "label": numbers_of}
+        for item in evolve_iter(sources, twenty, every_tenth_fails, **options):
             given += 1
-            if item.ok and given >= 30 * (len(killed) + 1) and len(killed) < 2:
-                killed.append(item.value)
+            if item.ok and given >= 30 and not (tmp_path / "death").exists():
+                (tmp_path / "death").touch()
                 kill(item.value)
         return given
 
@@ -366,8 +369,39 @@ def test_the_api_shows_what_happened_also_where_workers_died(
     runs = task_runs(run_id)
     states = Counter((one.name.partition("[")[0], one.state_name) for one in runs)
     assert all(one.state is not None and one.state.is_final() for one in runs), states
+    assert all(one.start_time and one.end_time for one in runs), states
+    assert all(one.start_time <= one.end_time for one in runs), states  # type: ignore[operator]
+    # What the items themselves have noted: each was worked on, some of them once more.
+    noted = [path.name.partition(".")[0].split("-", 2) for path in tmp_path.glob("*-*")]
+    executed = Counter((int(source), int(position)) for source, position, _ in noted)
+    assert len(executed) == 160
+    assert states["twenty", "Completed"] >= 8
+    items = [one for one in runs if one.name.startswith("every_tenth_fails[")]
+    if record == "sources":
+        assert items == []
+        return
     assert states["every_tenth_fails", "Failed"] == 16
+    shown = Counter(
+        item for one in items if one.state_name == "Completed" for item in items_of(one.name)
+    )
+    failed = Counter(
+        item for one in items if one.state_name == "Failed" for item in items_of(one.name)
+    )
+    assert set(failed) == {item for item in executed if item[1] % 10 == 9}
+    assert set(shown) | set(failed) == set(executed)
+    for item, count in shown.items():
+        assert count <= executed[item], (item, count)
     if record == "items":
         assert states["every_tenth_fails", "Completed"] == 144
-        assert states["twenty", "Completed"] == 8
-        assert len(runs) == 168
+        assert {str(one.id) for one in items} == {run_id for _, _, run_id in noted}
+
+
+def numbers_of(one: tuple[Any, ...]) -> str:
+    return str(one[-1])  # of a source, or an item's position
+
+
+def items_of(name: str) -> list[tuple[int, int]]:
+    """Source and positions of what a task run is of, by its name."""
+    source, positions = re.findall(r"\[(\d+) (\d+(?:-\d+)?)\]$", name)[0]
+    first, _, last = positions.partition("-")
+    return [(int(source), position) for position in range(int(first), int(last or first) + 1)]

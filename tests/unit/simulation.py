@@ -38,6 +38,7 @@ from evolve_tasks.core.actions import (
     Forget,
     Found,
     Further,
+    ItemDone,
     Process,
     Pull,
     Release,
@@ -144,6 +145,9 @@ class Program:
     max_depth: int | None  # how often the last stage may lead further
     extras: float  # sources of which something is asked for when they have ended
     streams: float  # an expansion gives something before it has ended
+    streaming: tuple[int, ...]  # the stages that may do so
+    patient: bool  # who has given something waits until that is being worked on
+    told_of: tuple[int, ...]  # inner stages of whose items it is said when they have ended
 
     def core(self) -> Evolution:
         return Evolution(
@@ -155,6 +159,8 @@ class Program:
             sources_known=self.sources if self.sources_known else None,
             max_items=self.max_items,
             max_depth=self.max_depth,
+            told_of=self.told_of,
+            streaming=self.streaming,
         )
 
 
@@ -184,6 +190,8 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         sources *= 8  # so that there are groups
         most_items *= 2
         fan_out = None if fan_out is None or fan_out > 5 else fan_out // 2
+    streams = 0.0 if single else random.choice((0, 0, 0, 0.2))
+    kinds = [tuple(range(stages - 1)), (0,), (stages - 2,)]
     return Program(
         stages=stages,
         window=_window(random, batch),
@@ -222,7 +230,10 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         repeats=repeats,
         max_depth=random.choice((None, None, 1, 2, 5)) if leads else None,
         extras=random.choice((0, 0, 0.3, 1.0)),
-        streams=0.0 if single else random.choice((0, 0, 0, 0.2)),
+        streams=streams,
+        streaming=() if not streams else random.choice(kinds),
+        patient=random.random() < 0.7,
+        told_of=tuple(stage for stage in range(1, stages - 1) if random.random() < 0.5),
     )
 
 
@@ -339,6 +350,7 @@ class Simulation:
         self._lists: dict[tuple[int, int], _Items] = {}
         self._given_by: dict[int, _Subtree] = {}
         self._sources: list[_Subtree] = []
+        self._told: dict[tuple[int, int, int], _Subtree] = {}  # of inner items, by place
         self._due: dict[int, _Subtree] = {}  # by id(): has ended, and the core has to say so
         self._ended = False
         self._stopped = False
@@ -360,7 +372,7 @@ class Simulation:
         self._to_ask: list[int] = []
         self._streamed: Counter[tuple[int, int, int]] = Counter()  # given so far, by what gives
         self._streams: Counter[int] = Counter()  # lists that a unit in flight gave
-        self.streamed = self.forgotten = 0
+        self.streamed = self.forgotten = self.told = 0
         self.asked = 0
         self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
         self._again: list[Suspect] = []  # what dead workers took down, and what waits for it
@@ -393,7 +405,8 @@ class Simulation:
                 self._hurried = True
                 self._tell("waited")
                 continue
-            if random.random() < program.pauses or (self.core.paused and not self._order):
+            stuck = self.core.paused and all(map(self._waits_for_others, self._units))
+            if random.random() < program.pauses or stuck:
                 self._tell("resume" if self.core.paused else "pause")
                 continue
             if chance > 1 - program.stops:
@@ -431,7 +444,13 @@ class Simulation:
     def _give_some(self) -> bool:
         """Let an expansion that is in flight give something, if there is one."""
         random = self.random
-        under_way = [one for one in self._units.values() if isinstance(one, Expand)]
+        under_way = [
+            one
+            for one in self._units.values()
+            if isinstance(one, Expand)
+            and one.stage in self.program.streaming
+            and not self._waits_for_others(one.unit)
+        ]
         if not under_way or self.streamed > self.program.most_found:
             return False
         action = random.choice(under_way)
@@ -461,6 +480,22 @@ class Simulation:
         self._open_rest(action, number, offset, action.stage + 1, found, taken, crashes, depth)
         self._tell("gave", action.unit, offset, found)
         return True
+
+    def _waits_for_others(self, unit: int) -> bool:
+        """Whether a unit waits until what it has given, and others, is being worked on."""
+        action = self._units[unit]
+        if not (self.program.patient and self._streams[unit] and isinstance(action, Expand)):
+            return False
+        behind = [items for queue in self._queues[action.stage + 1 :] for items in queue]
+        return any(items.todo for items in behind if items.stage == self._last or not items.depth)
+
+    def _giving(self) -> int:
+        """Units that have given something, and may wait."""
+        return sum(self._streams[unit] > 0 for unit in self._units)
+
+    def _busy(self) -> int:
+        """Units that will end by themselves."""
+        return len(self._units) - self._giving()
 
     def _unit_ended(self, unit: int) -> _Subtree:
         """All that a unit gave; it has ended, and gives nothing more."""
@@ -502,7 +537,7 @@ class Simulation:
         given_up = self.core.gives_up(unit)
         if given_up != (action.crashes + 1 == MOST_DEATHS):
             self._broken(f"{action} {'is' if given_up else 'is not'} given up")
-        if given_up and (self._alone != unit or len(self._units) > 1):
+        if given_up and (self._alone != unit or self._busy() > 1):
             self._broken(f"{action} is given up, and was not alone")
         self._take(unit)
         self._lost += given_up
@@ -524,7 +559,7 @@ class Simulation:
         begun = begun and not further
         if given_up != (begun and size == 1 and action.crashes + 1 == MOST_DEATHS):
             self._broken(f"{action} {'is' if given_up else 'is not'} given up")
-        if given_up and (self._alone != unit or len(self._units) > 1):
+        if given_up and (self._alone != unit or self._busy() > 1):
             self._broken(f"{action} is given up, and was not alone")
         self._take(unit)
         above = within or tuple(self._sources[action.start : action.stop])
@@ -546,6 +581,8 @@ class Simulation:
             tally[4] += size
         if given_up or self._over(action.stage):
             self._live(above, -size if within else -1)
+            for position in range(action.start, action.stop):
+                self._live(self._told_of(action.stage, action, position), -1)
         else:
             parent = (action.parent, action.offset) if within else None
             place = action.source, parent, action.start, action.stop
@@ -565,17 +602,25 @@ class Simulation:
 
     def _next_again(self) -> Suspect | None:
         """What has to run again before all else: alone, then items, then expansions."""
+        alone = self._quarantined()
         for choose in (
-            lambda one: one.alone,
-            lambda one: one.stage >= self._last,
-            lambda one: True,
+            lambda one: one.alone and alone,
+            lambda one: one.stage >= self._last and not one.alone,
+            lambda one: not one.alone,
         ):
             if found := next(filter(choose, self._again), None):
                 return found
         return None
 
+    def _held_up(self) -> bool:
+        """Whether something has to run again before anything new is expanded."""
+        one = self._next_again()
+        return one is not None and (one.stage >= self._last or self._may_stream(one.stage) > 0)
+
     def _choose(self) -> int:
-        order = self._order
+        order = [one for one in self._order if one == PULL or not self._waits_for_others(one)]
+        if order in ([], [PULL]) and self._units:
+            self._broken("deadlock: all that is in flight waits, and nothing begins")
         match self.program.order:
             case "first":
                 return order[0]
@@ -696,8 +741,16 @@ class Simulation:
         return one.ended - one.failed - one.not_run - one.resumed - one.repeated
 
     def _above(self, action: Expand | Process, offset: int) -> tuple[_Subtree, ...]:
-        """What contains an item of a unit."""
-        return self._within(action) or (self._sources[action.start + offset],)
+        """What contains what an item of a unit gives."""
+        within = self._within(action) or (self._sources[action.start + offset],)
+        return *within, *self._told_of(action.stage, action, action.start + offset)
+
+    def _told_of(self, stage: int, of: Expand | Process, position: int) -> tuple[_Subtree, ...]:
+        """All that comes from an inner item, if it is said when that has ended."""
+        if stage not in self.program.told_of or of.parent < 0:
+            return ()
+        place = of.parent, of.offset, position
+        return (self._told.setdefault(place, _Subtree(f"item {place}", alive=1)),)
 
     def _source_of(self, action: Expand | Process, offset: int) -> int:
         return action.start + offset if action.parent < 0 else action.source
@@ -1015,6 +1068,9 @@ class Simulation:
         self._tallies[one.stage][4] += one.size
         if one.parent is not None:
             self._live(self._lists[one.parent].within, -one.size)
+            of = Process(-1, one.stage, one.source, *one.parent, one.start, one.stop)
+            for position in range(one.start, one.stop):
+                self._live(self._told_of(one.stage, of, position), -1)
         else:
             for source in self._sources[one.start : one.stop]:
                 self._live((source,), -1)
@@ -1054,8 +1110,43 @@ class Simulation:
         """Items that may be submitted."""
         (items, units), (most_items, most_units) = self._in_flight(), self._bounds
         if self._probing():
-            most_units = min(most_units, AHEAD * self._busy_threads())
-        return most_items - items if units < most_units else 0
+            most_units = min(most_units, AHEAD * self._busy_threads() + self._giving())
+        room = most_items - items
+        if self._units and not self._busy():
+            # Whoever gives waits for what was given: one batch may always begin.
+            room = max(self._largest_batch(), room if units < most_units else 0)
+        elif units >= most_units:
+            room = 0
+        return room
+
+    def _largest_batch(self) -> int:
+        batch = self.program.batch
+        return self._ceiling() if batch is None else min(batch, self._window.in_flight or batch)
+
+    def _may_stream(self, stage: int) -> int:
+        """Expansions that may begin, so that room is left for what they give (rule 2)."""
+        if stage not in self.program.streaming:
+            return 10**9
+        (most_items, most_units), stages = self._bounds, len(self.program.streaming)
+        units = sum(
+            isinstance(action, Expand) and action.stage == stage for action in self._units.values()
+        )
+        if units + (stage == 0 and self._pulling > 0) >= max(1, most_units // (2 * stages)):
+            return 0
+        if self._window.in_flight is None:
+            return 10**9
+        most = min(most_items // (2 * stages), (most_items - self._largest_batch()) // stages)
+        return max(1, most) - self._expanding[stage]
+
+    def _expecting(self, stage: int) -> list[int]:
+        """Expansions whose items are still to come, where `stage` is to expand (rule 5)."""
+        expecting = list(self._expanding)
+        for unit, action in self._units.items():
+            if isinstance(action, Expand) and self._streams[unit]:
+                expecting[action.stage] -= action.stop - action.start
+        if stage:
+            expecting[0] -= self._pulling
+        return expecting
 
     def _enough(self) -> bool:
         """Whether there are enough batches to find out how long items take (rule 2)."""
@@ -1095,8 +1186,16 @@ class Simulation:
         if lists >= AHEAD * threads:
             return 0
         # The largest batch keeps a place beside them.
-        batch = self.program.batch or self._ceiling()
-        beside = self._window.in_flight - batch if self._window.in_flight is not None else 10**9
+        beside = 10**9
+        if self._window.in_flight is not None:
+            giving = sum(
+                action.stop - action.start
+                for unit, action in self._units.items()
+                if isinstance(action, Expand) and self._streams[unit]
+            )
+            beside = self._window.in_flight - self._largest_batch() - giving
+        if self._giving() and self._window.units is not None:
+            beside = min(beside, self._window.units - self._giving() - 1)
         return min(threads // 2, max(0, beside))
 
     # -- telling the core, and looking at what it answers ----------------------------------------
@@ -1126,12 +1225,14 @@ class Simulation:
             self._tell("add_extra", number)
 
     def _look_at(self, actions: list[Action], taken: tuple[int, int]) -> None:
-        if self._arriving and (self._quarantined() or self.core.paused):
+        alone = self._alone is not None or any(one.alone for one in self._again)
+        if self._arriving and (alone or self.core.paused):
             # They wait until the pause, or what runs alone, has ended.
             start = len(self._sources) - self._arriving
             self._again.append(Suspect(0, start, None, start, len(self._sources), 0))
             self._arriving = 0
         for action in actions:
+            beside = bool(self._units) and not self._busy()
             match action:
                 case Extra():
                     self._look_at_extra(action)
@@ -1155,6 +1256,9 @@ class Simulation:
                     self.forgotten += 1
                 case Release(unit):
                     self._close(self._given_by.pop(unit, None), action)
+                case ItemDone(parent, offset, position):
+                    self._close(self._told.get((parent, offset, position)), action)
+                    self.told += 1
                 case SourceDone(source):
                     known = source < len(self._sources)
                     self._close(self._sources[source] if known else None, action)
@@ -1169,7 +1273,7 @@ class Simulation:
             for now, bound, before in zip(
                 self._in_flight(self._arriving), self._bounds, taken, strict=True
             ):
-                if now > max(bound, before) and self._alone is None:
+                if now > max(bound, before) and self._alone is None and not beside:
                     self._broken(f"{action} makes {self._in_flight()} in flight of {self._bounds}")
         if self._arriving:
             self._broken("sources arrived and their expansion does not begin")
@@ -1178,15 +1282,24 @@ class Simulation:
             self._broken(f"{subtree.name} has ended, and it is not said")
 
     def _quarantined(self) -> bool:
-        return self._alone is not None or any(one.alone for one in self._again)
+        if self._alone is not None:
+            return True
+        first = next((one for one in self._again if one.alone), None)
+        if first is None:
+            return False
+        # It might give as others do already, of which there are enough.
+        held = first.stage < self._last and self._giving() > 0 and self._may_stream(first.stage) < 1
+        return not held
 
     def _look_at_again(self, action: Expand | Process) -> bool:
         """Whether an action is of what has to run again; if so, it must be the next of that."""
         one = self._next_again()
-        if self._quarantined() and (self._units or one is None):
+        if self._quarantined() and (self._busy() or one is None):
             self._broken(f"{action} beside what runs alone, or before it")
         if one is None or (one.stage < self._last and isinstance(action, Process)):
             return False  # expansions may have to wait until there is room for what they give
+        if not (one.alone or self._held_up()):
+            return False
         if isinstance(action, Expand) and self._arriving:
             return False
         start, parent = one.start, one.parent or (-1, 0)
@@ -1198,12 +1311,15 @@ class Simulation:
             self._broken(f"{action} works on items in passing, where a worker died")
         self._again.remove(one)
         if action.stop < one.stop:
-            if one.stage == self._last and self._units:
+            if one.stage == self._last and self._busy():
                 self._broken(f"{action} is not whole, and something is in flight")
             self._again.insert(0, replace(one, start=action.stop))
         if one.alone:
             self._alone = action.unit
-        elif isinstance(action, Expand) and not self._may_expand_again(action.stage):
+        elif isinstance(action, Expand) and (
+            not self._may_expand_again(action.stage)
+            or self._may_stream(action.stage) < action.stop - action.start
+        ):
             self._broken(f"{action} with {sum(self._waiting)} items waiting")
         self._begin_unit(action)
         self._processing += isinstance(action, Process)
@@ -1211,7 +1327,7 @@ class Simulation:
 
     def _look_at_extra(self, action: Extra) -> None:
         one = self._next_again()
-        if self._quarantined() and (self._units or one is None):
+        if self._quarantined() and (self._busy() or one is None):
             self._broken(f"{action} beside what runs alone, or before it")
         if self._room() <= 0 and not (one and one.alone):
             self._broken(f"{action} where there is no room")
@@ -1229,7 +1345,7 @@ class Simulation:
         self._begin_unit(action)
 
     def _may_expand_again(self, stage: int) -> bool:
-        alone = not any(self._expanding) and not self._queues[self._last]
+        alone = not any(self._expecting(stage)) and not self._queues[self._last]
         return alone or self._may_expand(stage)
 
     def _look_at_sources(self, action: Expand) -> None:
@@ -1248,10 +1364,10 @@ class Simulation:
             self._broken(f"{action} where there is no room")
         if self._stopped:
             self._broken(f"{action} after the stop")
-        if self._again or self._alone is not None or self._extras:
+        if self._held_up() or self._alone is not None or self._extras:
             self._broken(f"{action} while something has to run again, or was asked for")
         leaves = self._queues[self._last]
-        if self._expansions() >= self._most_expansions():
+        if self._expansions() - self._giving() >= self._most_expansions():
             self._broken(
                 f"{action} beside {self._expansions()} expansions while {len(leaves)} lists wait"
             )
@@ -1261,8 +1377,11 @@ class Simulation:
             self._overtaking += 1
             if self._overtaking > self._window.threads // 2:
                 self._broken(f"{action} overtakes items of which none is in flight, again")
-        if not self._may_expand(action.stage if isinstance(action, Expand) else 0):
+        stage = action.stage if isinstance(action, Expand) else 0
+        if not self._may_expand(stage):
             self._broken(f"{action} with {sum(self._waiting)} items waiting")
+        if self._may_stream(stage) < 1:
+            self._broken(f"{action} leaves no room for what is given on the way")
 
     def _expected(self, stage: int) -> int:
         known, given = self._known[stage], self._fan_outs[stage]
@@ -1282,7 +1401,7 @@ class Simulation:
     def _fits(self, stage: int, more: int) -> bool:
         """Whether what so many further expansions are expected to leave fits into the buffer."""
         coming = more * self._expected_to_wait(stage)
-        for other, number in enumerate(self._expanding):
+        for other, number in enumerate(self._expecting(stage)):
             coming += number * self._expected_to_wait(other)
         return self._counted() + coming <= self._bound()
 
@@ -1302,7 +1421,7 @@ class Simulation:
         return self.program.buffered + self._queues[deepest][0].size
 
     def _may_expand(self, stage: int) -> bool:
-        if not any(self._expanding):
+        if not any(self._expecting(stage)):
             inner = any(self._waiting[: self._last])
             below = self._counted() <= self._bound()
             return below or (inner and not self._queues[self._last])
@@ -1326,6 +1445,7 @@ class Simulation:
 
     def _look_at_group(self, action: Action, stage: int, size: int, most: int) -> None:
         """Whether as much begins together as is worth it and fits."""
+        most = min(most, self._may_stream(stage))
         if not 1 <= size <= most:
             self._broken(f"{action}: it may be {most}")
         if size > 1 and not self._fits(stage, size):
@@ -1497,16 +1617,16 @@ class Simulation:
     def _check_nothing_is_missing(self) -> None:
         """Room in the window is used if anything may use it."""
         if self._quarantined():
-            if not self._units:
+            if not self._busy():
                 self._broken("nothing is in flight, and what has to run alone does not begin")
             return
         room = self._room()
         if room <= 0:
             return
         if one := self._next_again():
-            fits = (
-                one.size <= room if one.stage >= self._last else self._may_expand_again(one.stage)
-            )
+            fits = one.size <= room
+            if one.stage < self._last:
+                fits = self._may_expand_again(one.stage) and self._may_stream(one.stage) > 0
             if fits:
                 self._broken(f"room for {room}, and {one} does not run again")
             if one.stage >= self._last:
@@ -1518,23 +1638,28 @@ class Simulation:
             self._broken(f"room for {room}, and items wait")
         no_more = self._ended or self._pulling or self._limited
         more = any(self._waiting[: self._last]) or not no_more
-        wanted = self._expansions() < self._most_expansions()
+        wanted = self._expansions() - self._giving() < self._most_expansions()
         inner = [stage for stage in range(self._last) if self._waiting[stage]]
-        may = self._may_expand(max(inner, default=0))
-        if more and wanted and not self._again and may:
+        deepest = max(inner, default=0)
+        may = self._may_expand(deepest) and self._may_stream(deepest) > 0
+        if more and wanted and not self._held_up() and may:
             self._broken(f"room for {room}, and no expansion begins")
 
     def _check_end(self) -> None:
         core = self.core
         kept = ("_lists", "_lists_of", "_units", "_flying", "_expansions", "_kept")
-        kept += ("_suspects", "_alone", "_forks", "_uncounted", "_extras", "_extras_flying")
-        kept += ("_given",)
+        kept += ("_suspects", "_alone", "_forks", "_extras", "_extras_flying")
+        kept += ("_given", "_item_forks")
         left = {name: value for name in kept if (value := getattr(core, name))}
-        left |= {name: any(getattr(core, name)) for name in ("_waits", "_expanding")}
+        left |= {
+            name: any(getattr(core, name))
+            for name in ("_waits", "_expanding", "_uncounted", "_giving")
+        }
         left = {name: value for name, value in left.items() if value}
         if left or any(core._waiting) or core._pulling:
             self._broken(f"at the end there is still {left or 'something'}")
-        open_ones = [s for s in [*self._sources, *self._given_by.values()] if not s.closed]
+        parts = [*self._sources, *self._given_by.values(), *self._told.values()]
+        open_ones = [part for part in parts if not part.closed]
         if open_ones:
             self._broken(f"{open_ones[0].name} was never closed")
         for stage, tally in enumerate(core.tallies):

@@ -1,4 +1,4 @@
-"""Six thousand random runs of the core, and what can only be seen over many of them."""
+"""Ten thousand random runs of the core, and what can only be seen over many of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.suspects import MOST_DEATHS
 from tests.unit.simulation import IndexedFailure, Simulation, Step, replay
 
-SEEDS = 6_000
+SEEDS = 10_000
 CHUNK = 250
 
 
@@ -103,7 +103,7 @@ def _portions(fates: dict[int, list[bool]], random: Random) -> Iterator[Portion]
 
 
 def test_the_seeds_reach_all_that_may_happen() -> None:
-    # Six thousand runs prove nothing of what does not occur in them.
+    # Ten thousand runs prove nothing of what does not occur in them.
     seen: Counter[str] = Counter()
     for seed in range(2_400):
         simulation = simulated(seed)
@@ -122,6 +122,12 @@ def test_the_seeds_reach_all_that_may_happen() -> None:
         seen["stopped from outside"] += "somebody asked" in stopped
         seen["sources that raise"] += "OSError" in stopped
         seen["given up"] += max(simulation.deaths.values(), default=0) == MOST_DEATHS
+        seen["items that found more"] += simulation.led_on
+        seen["items found again"] += simulation.repeated > 0
+        seen["lists forgotten before their unit ended"] += simulation.forgotten > 0
+        seen["inner items told of"] += simulation.told > 0
+        seen["limited by max_items"] += simulation.core.limited is not None
+        seen["too deep"] += simulation.core.too_deep > 0
         above = (program.batch or 0) > (program.window.in_flight or 10**6)
         seen["batch above the window"] += above
         for step in log:
@@ -188,6 +194,9 @@ EXPECTED = (
     *("worked on whole where it was found", "worked on in part where it was found"),
     *("lost inside a group", "skipped inside a group", "a group with lists and without"),
     *("expanded", "expansion_lost", "processed", "adopt", "resize", "stop", "sources_arrived"),
+    *("gave", "add_extra", "extra_ended", "pause", "resume", "waited"),
+    *("items that found more", "items found again", "limited by max_items", "too deep"),
+    *("lists forgotten before their unit ended", "inner items told of"),
     *(
         "crashed",
         "given up",

@@ -1,4 +1,4 @@
-"""`docs/operations.md` explains every warning and every error of the package."""
+"""`docs/operations.md` explains every line that the package logs at INFO or above."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from evolve_tasks import EvolveFailed, errors
 PACKAGE = Path(evolve_tasks.__file__).parent
 TEXT = (PACKAGE.parent / "docs" / "operations.md").read_text()
 
-LOUD = {"warning", "error", "exception", "critical"}
+LOUD = {"info", "warning", "error", "exception", "critical"}
 ENOUGH = 40  # characters of a message, by which somebody finds it
 
 
 def loud_lines() -> Iterator[tuple[str, str]]:
-    """Where the package logs a warning or an error, and the template of it."""
+    """Where the package logs something that is shown, and the template of it."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:

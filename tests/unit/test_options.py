@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from evolve_tasks.errors import EvolveError, InvalidInput
+from evolve_tasks.evolve import Overrides
 from evolve_tasks.options import EvolveOptions, Limits, Tolerate, resolve_options, tolerate
 
 RECORDS = ("auto", "items", "batches", "sources")
@@ -309,3 +310,8 @@ def test_the_form_names_the_alternatives_of_a_field() -> None:
     }
     # A model's description is a line above its fields, not its docstring.
     assert all("\n" not in model["description"] for model in [schema, *schema["$defs"].values()])
+
+
+def test_each_field_may_be_given_as_a_keyword() -> None:
+    fields = {*EvolveOptions.model_fields, *Limits.model_fields}
+    assert set(Overrides.__annotations__) == fields

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from evolve_tasks.options import RecordMode
@@ -194,3 +196,26 @@ def test_what_is_part_of_another_task_run_costs_nothing() -> None:
     for _ in range(5):
         assert ledger.unit(True)
         ledger.shared()
+
+
+@pytest.mark.parametrize(
+    ("mode", "of_source", "of_many"),
+    [
+        ("items", True, True),
+        ("batches", True, True),
+        ("sources", True, False),
+        ("auto", True, True),
+    ],
+)
+def test_what_is_done_beside_the_stages(mode: Any, of_source: bool, of_many: bool) -> None:
+    ledger = ledger_of(mode, 500, 3)
+    assert ledger.beside(True, of_source=True) is of_source
+    assert ledger.beside(True, of_source=False) is of_many
+    assert not ledger.beside(False, of_source=True)
+    assert ledger.degraded is None, "items are recorded as they were"
+
+
+def test_what_is_done_for_each_source_has_a_budget_in_auto() -> None:
+    ledger = ledger_of("auto", 2, None)
+    assert [ledger.beside(True, of_source=True) for _ in range(3)] == [True, True, False]
+    assert ledger.beside(True, of_source=False)
