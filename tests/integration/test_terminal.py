@@ -63,6 +63,22 @@ def test_bars_leave_the_log_whole(
     assert all(LOG_LINE.match(line) and "━" not in line for line in told), told
 
 
+def test_nothing_is_drawn_where_nobody_wants_it(
+    tmp_path: Path, environment: dict[str, str], prefect_api: str
+) -> None:
+    script = tmp_path / "script.py"
+    asked = "strategy=strategy"
+    assert asked in SCRIPT
+    script.write_text(textwrap.dedent(SCRIPT).replace(asked, f"{asked}, progress=False"))
+    env = {**environment, "PREFECT_API_URL": prefect_api, "TERM": "xterm", "COLUMNS": "200"}
+    code, screen = run_on_terminal(
+        [sys.executable, str(script), "evolve", "sequential"], env, tmp_path
+    )
+    assert code == 0, screen
+    assert "RESULTS [1, 2, 3, 1, 2]" in screen
+    assert "━" not in screen
+
+
 def test_nothing_is_drawn_into_a_pipe(
     tmp_path: Path, environment: dict[str, str], prefect_api: str
 ) -> None:
