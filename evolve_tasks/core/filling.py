@@ -30,7 +30,9 @@ Rules, in the order in which they are looked at:
    give that has given something: the shell bounds it.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
    One that comes in a pause, or while something has to run alone (8), waits until that is over.
-7. How much goes into one unit is decided in `batching`, unless a number was given.
+7. How much goes into one unit is decided in `batching`, unless a number was given. A group of
+   sources is no larger than what has been expanded so far makes credible (`GROWTH`): the first
+   ones may be short, and the others long.
 8. What a dead worker took down goes before all else, in the parts and with the care that
    `suspects` says: first beside everything, then alone: beside nothing but what has given
    something and may wait. What gives on the way is alone until it gives something, and by that
@@ -62,6 +64,10 @@ FEW = 2
 
 # Sources in one unit at the most: their names and results still make a readable, small answer.
 LARGEST_GROUP = 1_000
+
+
+# What the groups of all threads may have together, over what has been expanded so far.
+GROWTH = 8
 
 
 class Filling(OpenTree):
@@ -393,7 +399,9 @@ class Filling(OpenTree):
         if leads and item_s is None and outlook.fan_outs[stage].total:
             return 1
         here = outlook.short(stage)
-        ceiling = min(LARGEST_GROUP, self._ceiling())
+        # Those to come may be unlike the first: no more is bet on a mean than what it is of allows.
+        known = GROWTH * outlook.fan_outs[stage].known // max(1, threads)
+        ceiling = min(LARGEST_GROUP, self._ceiling(), max(1, known))
         if left is not None and not here and not (leads and item_s is None):
             # Dask gives items to the worker that has their list: lists have to be spread.
             ceiling = min(ceiling, -(-left // (AHEAD * threads)))

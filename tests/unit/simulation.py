@@ -49,7 +49,7 @@ from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_siz
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
-from evolve_tasks.core.filling import AHEAD, FEW, LARGEST_GROUP
+from evolve_tasks.core.filling import AHEAD, FEW, GROWTH, LARGEST_GROUP
 from evolve_tasks.core.open_tree import LARGEST_UNIT
 from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, divided, parts
 from evolve_tasks.core.window import Window
@@ -1461,7 +1461,8 @@ class Simulation:
         leads, expected = stage + 1 == self._last, self._expected(stage)
         if leads and item_s is None and self._fan_outs[stage] > 0:
             return 1  # nobody knows whether lists are short
-        ceiling = min(self._ceiling(), LARGEST_GROUP)
+        seen = GROWTH * self._known[stage] // self._window.threads
+        ceiling = min(self._ceiling(), LARGEST_GROUP, max(1, seen))
         if leads and item_s is not None and expected <= inline_items(item_s):
             parse_s += expected * item_s
         elif left is not None and (item_s is not None or not leads):

@@ -21,7 +21,7 @@ from evolve_tasks.core.budget import (
 )
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
-from evolve_tasks.core.filling import AHEAD, LARGEST_GROUP
+from evolve_tasks.core.filling import AHEAD, GROWTH, LARGEST_GROUP
 from evolve_tasks.core.open_tree import LARGEST_UNIT
 from evolve_tasks.core.window import Window
 from evolve_tasks.errors import IllegalEvent
@@ -826,11 +826,28 @@ def test_lists_that_are_worked_on_where_they_are_found_do_not_wait() -> None:
     core.comes()
     assert core.expanded(0, [Found(10, 10)], seconds=1e-6, inline_s=1e-5)[-1] == Pull(3)
     core.sources_arrived(3)
-    assert core.expanded(1, [Found(10, 10)] * 3, inline_s=3e-5)[-1] == Pull(LARGEST_GROUP)
-    core.sources_arrived(LARGEST_GROUP)
-    left = [Found(10)] * 4 + [Found(10, 10)] * (LARGEST_GROUP - 4)
+    size = GROWTH * 4  # of what has been expanded
+    assert core.expanded(1, [Found(10, 10)] * 3, inline_s=3e-5)[-1] == Pull(size)
+    core.sources_arrived(size)
+    left = [Found(10)] * 4 + [Found(10, 10)] * (size - 4)
     answer = core.expanded(2, left, inline_s=1e-2)
     assert "Pull" not in kinds(answer), "those that were left all the same fill the buffer"
+
+
+def test_groups_grow_with_what_has_been_expanded() -> None:
+    # Of one short source nobody knows what a thousand others are.
+    core = evolution(in_flight=None, units=1, threads=1, batch=None)
+    core.begin()
+    core.comes()
+    known, sizes = 0, [1]
+    for unit in range(4):
+        size = sizes[-1]
+        (pull,) = core.expanded(unit, [Found()] * size, seconds=1e-7 * size)[-1:]
+        known += size
+        assert pull == Pull(min(LARGEST_GROUP, GROWTH * known))
+        sizes.append(min(LARGEST_GROUP, GROWTH * known))
+        core.sources_arrived(sizes[-1])
+    assert sizes[-1] == LARGEST_GROUP
 
 
 def test_what_the_known_sources_will_give_is_expected() -> None:
