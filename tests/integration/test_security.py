@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 from distributed import LocalCluster, SchedulerPlugin
 from prefect import task
-from prefect.filesystems import LocalFileSystem
 from prefect.settings import PREFECT_API_KEY, temporary_settings
+from prefect.settings.context import get_current_settings
 
 from evolve_tasks import EvolveTaskRunner, Outcome, evolve
 from tests.conformance.flows import in_flow
@@ -46,11 +47,9 @@ def add_one(x: int) -> int:
 
 @pytest.mark.parametrize("strategy", ["as_completed", "async", "nested"])
 def test_the_api_key_does_not_travel_with_tasks(
-    strategy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    strategy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     listening = Listening()
-    storage = LocalFileSystem(basepath=str(tmp_path / "results"))
-    storage.save("evolve-security-test", overwrite=True)
     with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
         cluster.scheduler.add_plugin(listening)
 
@@ -69,6 +68,15 @@ def test_the_api_key_does_not_travel_with_tasks(
     assert any(b"add_one" in heard for heard in listening.heard)
     assert not [heard for heard in listening.heard if SECRET.encode() in heard]
     assert SECRET not in caplog.text
+    assert SECRET not in json.dumps(outcome.report)
+    written = [path for path in stored_below().rglob("*") if path.is_file()]
+    assert any("evolve-journals" in str(path) for path in written)
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+def stored_below() -> Path:
+    """Where Prefect keeps results, and the package its journals."""
+    return Path(get_current_settings().results.local_storage_path)
 
 
 def test_a_name_forges_no_line_of_a_log(
