@@ -492,7 +492,7 @@ def test_what_cannot_combine_is_refused(reduce: Any, said: str, runner: Any) -> 
         in_flow(runner, lambda: evolve(["ab"], letters, upper, reduce=reduce))
 
 
-@pytest.mark.parametrize("strategy", ["as_completed", "nested"])
+@pytest.mark.parametrize("strategy", ["as_completed"])
 def test_a_million_numbers_are_combined_where_they_are(strategy: str, process_workers: str) -> None:
     sizes = [600_000, 5, 395_000, *[3] * 1_665]
     process = psutil.Process()

@@ -217,7 +217,7 @@ def trivial(place: int) -> int:
     return place
 
 
-@pytest.mark.parametrize("strategy", ["as_completed", "async"])
+@pytest.mark.parametrize("strategy", ["as_completed"])
 def test_a_wide_tree_is_never_open_as_a_whole(strategy: str, runner: Any) -> None:
     in_flight, buffered = 32, 400
     first_s: list[float] = []
