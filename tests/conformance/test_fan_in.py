@@ -228,15 +228,16 @@ def test_inner_items_alone_are_collected_with_their_failures(strategy: str, runn
     }
 
 
+def itself(word: str) -> list[str]:
+    return [word]
+
+
 def grows(word: str) -> Any:
     return More(word, [word[1:]], stage=1) if len(word) > 1 else word
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_inner_items_are_collected_with_what_was_found_below(strategy: str, runner: Any) -> None:
-    def itself(word: str) -> list[str]:
-        return [word]
-
     def body() -> Outcome:
         collect = {"itself": joined}
         return evolve(["abc d"], words, itself, grows, collect=collect, strategy=strategy)
@@ -246,6 +247,31 @@ def test_inner_items_are_collected_with_what_was_found_below(strategy: str, runn
         ("bc", "bc: bcc"),
         ("c", "c: c"),
         ("d", "d: d"),
+    ]
+
+
+def leads_to_its_number(word: str) -> Any:
+    return More(word, [word[1:]], stage=1) if word.startswith("w") else word
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_many_inner_items_are_collected_each_with_its_own(strategy: str, runner: Any) -> None:
+    # Short ones are expanded together, and their items are worked on in passing.
+    text = " ".join(f"w{number}" for number in range(300))
+
+    def body() -> Outcome:
+        collect = {"itself": joined}
+        return evolve(
+            [text], words, itself, leads_to_its_number, collect=collect, strategy=strategy
+        )
+
+    assert in_flow(runner, body).collected_by_stage["itself"] == [
+        pair
+        for number in range(300)
+        for pair in [
+            (f"w{number}", f"w{number}: w{number}{number}"),
+            (f"{number}", f"{number}: {number}"),
+        ]
     ]
 
 
