@@ -23,10 +23,9 @@ run: $(READY)
 ui: $(READY)
 	$(BIN)/python -m flows.in_the_ui
 
-# Three files at a time: tests wait for processes a third of their time, and share none but with
-# those of their file.
+# Two files at a time: most tests wait for processes, and share none but with those of their file.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Seconds, without a cluster.
 unit: $(READY)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 from uuid import uuid4
@@ -21,6 +23,8 @@ from evolve_tasks.errors import ClusterUnfit, InvalidInput
 from evolve_tasks.versions import require_same_versions
 from evolve_tasks.workers.context import ContextPlugin, name_here, on_worker
 from evolve_tasks.workers.transport import Packed
+
+_logger = logging.getLogger(__name__)
 
 # What differs from task to task; the rest of a run context is that of the flow run.
 _AROUND_A_TASK = ("task_run_context", "tags_context", "asset_context")
@@ -97,7 +101,7 @@ class RunContexts:
         for name in names:
             if self._client.status != "running":
                 return
-            self._client.unregister_worker_plugin(name)
+            cleared(self._client.unregister_worker_plugin, name)
 
     def around(self, name: str | None) -> dict[str, Any]:
         """What is around a single task and not part of the run context.
@@ -116,6 +120,17 @@ class RunContexts:
         if (tags := TagsContext.get()).current_tags:
             parts["tags_context"] = tags.serialize()
         return parts
+
+
+def cleared(clear: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+    """Take something away from a cluster, whose worker or scheduler may be gone, or be coming.
+
+    What was to be done is done by then: that somebody could not be told must not undo it.
+    """
+    try:
+        clear(*arguments, **keywords)
+    except Exception as error:
+        _logger.debug("It could not be taken away: %s %s: %r", clear, arguments, error)
 
 
 def register(client: Client, plugin: WorkerPlugin | SchedulerPlugin) -> None:

@@ -31,12 +31,14 @@ class Arrival:
     awaited: bool = False
 
 
-def take_one(sources: Iterator[Any]) -> Arrival:
-    """Take the next source, however long it takes."""
+def take_one(sources: Iterator[Any], signals: tuple[type[BaseException], ...] = ()) -> Arrival:
+    """Take the next source, however long it takes; signals of the process are let through."""
     try:
         return Arrival([next(sources)], ended=False)
     except StopIteration:
         return Arrival([], ended=True)
+    except signals:
+        raise
     except BaseException as error:
         return Arrival([], ended=True, error=error)
 

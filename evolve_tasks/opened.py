@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
-from contextlib import ExitStack, closing
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,9 @@ from uuid import UUID
 
 import anyio
 import anyio.from_thread
+import httpx
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from evolve_tasks.core.assembly import Portion
@@ -151,7 +153,8 @@ class Opened:
             recorded = [one.run_id for one in run.recorded]
             if run.deaths and not run.unseen:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
-                tell_for_the_dead(run.recorded, set(missing), run.all_stages, self._logger)
+                with self._api_may_be_away():
+                    tell_for_the_dead(run.recorded, set(missing), run.all_stages, self._logger)
             recorded += record_given_up(run.losses.given_up)
             if run.unseen:
                 unrecorded = len(recorded)  # they went with their flow run
@@ -159,8 +162,9 @@ class Opened:
                 unrecorded = wait_until_recorded(recorded, self._logger)
             if run.deaths and not run.unseen:
                 # Asked when the others are known: events come to the API one after another.
-                names = [stage.name for stage in run.all_stages]
-                ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
+                names, ended = [stage.name for stage in run.all_stages], []
+                with self._api_may_be_away():
+                    ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
                 unrecorded += wait_until_recorded(ended, self._logger)
                 recorded += ended
             self.shown.told(
@@ -171,6 +175,19 @@ class Opened:
                     "degraded": run.ledger.degraded,
                     "unseen_batches": run.ledger.unseen_units,
                 },
+            )
+
+    @contextmanager
+    def _api_may_be_away(self) -> Iterator[None]:
+        """What ran is not undone by an API that does not answer at its end."""
+        try:
+            yield
+        except (httpx.HTTPError, PrefectHTTPStatusError, ObjectNotFound) as error:
+            self._logger.warning(
+                "The Prefect API cannot be told of task runs whose workers died (%s: %s); the UI "
+                "may show them as running",
+                type(error).__name__,
+                error,
             )
 
     def _tell_events(self, state: str) -> None:

@@ -431,10 +431,13 @@ class EvolveTaskRunner(DaskTaskRunner):
             return end_killed(self._killed)
 
     def _failed(self) -> bool:
-        """Whether the flow run has ended, and not well; Prefect sets its state before this."""
+        """Whether the flow run did not end well; Prefect sets its state before this.
+
+        One that is to be tried again is not even final: it runs, or waits for its next attempt.
+        """
         flow_run = self._flow_context.flow_run if self._flow_context is not None else None
         state = flow_run.state if flow_run is not None else None
-        return state is not None and state.is_final() and not state.is_completed()
+        return state is not None and not state.is_completed()
 
     def _begun(self, pending: dict[UUID, _Pending]) -> dict[UUID, _Pending]:
         keys = [one.future.key for one in pending.values()]

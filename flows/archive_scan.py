@@ -129,10 +129,11 @@ _kept = threading.local()  # an archive that is open, by thread: members come on
 def _open_here(archive: Archive) -> zipfile.ZipFile | tarfile.TarFile:
     if getattr(_kept, "archive", None) != archive:
         if (before := getattr(_kept, "context", None)) is not None:
+            _kept.archive = _kept.context = None
             before.__exit__(None, None, None)
-        _kept.context = opened(archive)
-        _kept.file = _kept.context.__enter__()
-        _kept.archive = archive
+        context = opened(archive)
+        _kept.file = context.__enter__()
+        _kept.context, _kept.archive = context, archive
     file: zipfile.ZipFile | tarfile.TarFile = _kept.file
     return file
 

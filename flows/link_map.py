@@ -85,9 +85,15 @@ def links_of(url: str, html: str) -> list[str]:
     """
     parser = _Links()
     parser.feed(html)
-    absolute = (urldefrag(urljoin(url, target)).url for target in parser.targets)
-    site = urlsplit(url)[:2]
-    return list(dict.fromkeys(found for found in absolute if urlsplit(found)[:2] == site))
+    site, found = urlsplit(url)[:2], []
+    for target in parser.targets:
+        try:
+            address = urldefrag(urljoin(url, target)).url
+            if urlsplit(address)[:2] == site:
+                found.append(address)
+        except ValueError:  # no address, as `http://[x`
+            continue
+    return list(dict.fromkeys(found))
 
 
 def start_at(start: Link) -> list[Link]:
@@ -104,7 +110,10 @@ def visit(link: Link) -> Page | More:
     answer = httpx.get(link.url, timeout=TIMEOUT_S, follow_redirects=True)
     if answer.is_error or "html" not in answer.headers.get("content-type", ""):
         return Page(link.url, answer.status_code)
-    links = links_of(str(answer.url), answer.text)
+    # Where a page sends us to another site its links are not ours to follow.
+    here = str(answer.url)
+    same = urlsplit(here)[:2] == urlsplit(link.url)[:2]
+    links = links_of(here, answer.text) if same else []
     page = Page(link.url, answer.status_code, len(links))
     return More(page, [Link(url, link.limit) for url in links], stage=1)
 

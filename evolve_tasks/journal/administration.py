@@ -16,6 +16,9 @@ from evolve_tasks.journal.segments import Segments
 from evolve_tasks.journal.storage import Files, folder_name, journals_root
 from evolve_tasks.naming import short_repr
 
+# How often a journal is read anew that a run keeps joining meanwhile.
+TRIES = 5
+
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
@@ -149,9 +152,7 @@ def journal_sources(name: str, store: ResultStore | None = None) -> list[SourceI
         [SourceInfo(label='a.txt', size=3, done=0, gone=False)]
     """
     files, _ = _existing(name, store)
-    segments = Segments(files, "reader")
-    segments.load()
-    return _sources(segments)
+    return _sources(_loaded(files))
 
 
 def forget_journal(name: str, store: ResultStore | None = None) -> None:
@@ -216,8 +217,7 @@ def _info(files: Files, folder: str) -> JournalInfo | None:
         about = shown if isinstance(shown, dict) else {}
     except (ValueError, RecursionError) as error:
         damaged.append(f"{ABOUT}: {type(error).__name__}")
-    segments = Segments(files, "reader")
-    segments.load()
+    segments = _loaded(files)
     claim = current_claim(files)
     sources = _sources(segments)
     name = about.get("name")
@@ -234,6 +234,22 @@ def _info(files: Files, folder: str) -> JournalInfo | None:
         claimed_by=None if claim is None else str(claim),
         damaged=(*damaged, *segments.damaged),
     )
+
+
+def _loaded(files: Files) -> Segments:
+    """Read a journal, also while a run joins its files."""
+    for _ in range(TRIES - 1):
+        try:
+            return _read(files)
+        except FileNotFoundError:
+            continue  # joined since it was listed: the records stand in another file now
+    return _read(files)
+
+
+def _read(files: Files) -> Segments:
+    segments = Segments(files, "reader")
+    segments.load()
+    return segments
 
 
 def _sources(segments: Segments) -> list[SourceInfo]:

@@ -189,7 +189,7 @@ class Index:
         if old is not None and old.sequence >= record.sequence:
             return
         if newest is not None and newest.fingerprint != record.fingerprint:
-            if newest.sequence >= record.sequence:
+            if newest.sequence > record.sequence:
                 return  # of the source as it was before
             # The source changed: what was made of it before is of no use any more.
             entry.listings.clear()

@@ -41,6 +41,9 @@ ANSWER_S = 5.0  # how long one answer may take: these calls are small
 # Beyond it the flow does not wait for a thread that hangs all the same.
 END_S = 40.0
 
+# By so much the clock of the server may be behind ours.
+SKEW_S = 2.0
+
 LONGEST_KEY = 80
 
 
@@ -91,6 +94,7 @@ class Publisher:
     flow_run_id: UUID
     task_run_id: UUID | None
     logger: logging.Logger | Any
+    _began: float = field(default_factory=time.time)
     _asked: list[Artifact] = field(default_factory=list)  # to be posted now, for the last time
     _over: bool = False
     _changed: Condition = field(default_factory=Condition)
@@ -218,7 +222,9 @@ class Publisher:
             sort=ArtifactSort.CREATED_DESC,
             limit=1,
         ):
-            if one.id not in others:
+            # That of an earlier call in the same flow run is not ours.
+            ours = one.created is None or one.created.timestamp() > self._began - SKEW_S
+            if one.id not in others and ours:
                 return one.id
         return None
 

@@ -185,7 +185,7 @@ class _Sources:
     async def _answer(self, unit: int, future: Future[Any]) -> Answer:
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
-        self.ended.add(unit, future)
+        self.ended.watch(unit, future)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
         await over.wait()
         self.ended.forget(unit)

@@ -68,7 +68,7 @@ class _InTurn:
 
     def pull(self, most: int) -> None:
         # One at a time, whatever was asked for: what has come is worked on before the next.
-        self._due.append((PULLED, lambda: take_one(self._sources)))
+        self._due.append((PULLED, lambda: take_one(self._sources, SIGNALS)))
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
         def answer() -> Answer:

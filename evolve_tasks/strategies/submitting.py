@@ -15,7 +15,7 @@ import distributed
 from distributed import Client, Future, Queue
 
 from evolve_tasks.answers import PULLED, Answer, Lost
-from evolve_tasks.context import register
+from evolve_tasks.context import cleared, register
 from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
 from evolve_tasks.evolving import EvolvingRun
@@ -34,6 +34,7 @@ from evolve_tasks.workers.calls import (
     ProcessCall,
     RunSpec,
 )
+from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.ended import forget_marks_from, mark_kept
 from evolve_tasks.workers.marks import sweep_marks
 from evolve_tasks.workers.nested import PROBING_S, NestedCall, run_sources
@@ -111,7 +112,10 @@ class Submitter:
                 + "; make locks, connections and open files inside the functions"
             ) from error
         register(self.client, RunPlugin(self._run, self._context, spec))
-        names = [plugin_name(self._run), *([self._context] if self._context else [])]
+        # Inside a task the context is that of a flow elsewhere, which goes on without us.
+        names = [plugin_name(self._run)]
+        if self._context and not on_worker():
+            names.append(self._context)
         # One for each run, so that tasks of others are left as they are.
         watch = RunWatch(self._run, self.client.id, names, self._spec.importance)
         register(self.client, watch)
@@ -146,16 +150,15 @@ class Submitter:
         if self.client.status != "running":
             return
         if self._marked:
-            forget_marks_from(self.client, self._run)
+            cleared(forget_marks_from, self.client, self._run)
         if self.streamed:
-            self.client.run_on_scheduler(forget_queues, run=self._run)
-        with suppress(ValueError):  # it has cleared up by itself, when our connection broke
-            self.client.unregister_scheduler_plugin(watch_name(self._run))
-        self.client.unregister_worker_plugin(plugin_name(self._run))
+            cleared(self.client.run_on_scheduler, forget_queues, run=self._run)
+        cleared(self.client.unregister_scheduler_plugin, watch_name(self._run))
+        cleared(self.client.unregister_worker_plugin, plugin_name(self._run))
         if self._stopped:
-            self.client.unregister_worker_plugin(stop_name(self._run))
+            cleared(self.client.unregister_worker_plugin, stop_name(self._run))
         if self._paused:
-            self.client.unregister_worker_plugin(pause_name(self._run))
+            cleared(self.client.unregister_worker_plugin, pause_name(self._run))
 
     def expand(self, unit: int, call: ExpandCall, *, kept: bool, parent: int = -1) -> Future[Any]:
         """Submit an expansion; the future is that of its measure, its list stays there.
@@ -303,8 +306,9 @@ class Submitter:
         # Keys say what they are of; a measure waits for its expansion.
         keys: list[Any] = [future.key for future in under_way]
         names = {str(key[0]).removesuffix(f"-{self._run}") for key in keys}
-        if "measure" in names:
-            names.add(self._stages[0].name)
+        for kind, unit, *_ in keys:
+            if str(kind).startswith("measure-"):
+                names.add(self._stages[self._calls[unit][0].stage].name)
         # What a source of `nested` waits for is under way at its worker, and not seen from here.
         self._serving.require(stages if self._nests else names & stages)
 
@@ -369,6 +373,10 @@ class Ended:
         """Watch a future; the set may grow at any time."""
         self._under_way[unit] = future
         future.add_done_callback(lambda ended: self._news.put((unit, ended)))
+
+    def watch(self, unit: int, future: Future[Any]) -> None:
+        """Know of a future that somebody else waits for."""
+        self._under_way[unit] = future
 
     def tell(self, arrival: Arrival | None) -> None:
         """Wake who waits, with sources that have come or with nothing."""
@@ -525,12 +533,18 @@ def abandon(submitter: Submitter, ended: Ended) -> None:
     if submitter.client.status != "running":
         return
     submitter.stop()
+    futures = ended.under_way()
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(done.put)
     deadline = time.monotonic() + ABANDON_S
-    while ended.under_way() and (left := deadline - time.monotonic()) > 0:
-        for _, future in ended.wait(left)[0]:
-            future.release()
-    if rest := ended.under_way():
+    with suppress(Empty):
+        for _ in futures:
+            done.get(timeout=max(0.0, deadline - time.monotonic()))
+    if rest := [future for future in futures if not future.done()]:
         submitter.client.cancel(rest, asynchronous=False)
+    for future in futures:
+        future.release()
 
 
 def new_run_name() -> str:

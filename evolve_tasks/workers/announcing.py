@@ -10,6 +10,7 @@ worker would wait for that; while the next one waits for a file or a database it
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -29,6 +30,10 @@ SHOWN_AFTER_S = 0.5
 LATER_S = 0.02
 # A thread that nobody needs any more stays for so long.
 IDLE_S = 5.0
+
+
+_logger = logging.getLogger(__name__)
+UNTOLD = "The Prefect API cannot be told of task run %s: %r"
 
 
 class Announcement:
@@ -52,7 +57,10 @@ class Announcement:
         """Tell the API, unless the state has been left since."""
         with self._lock:
             if self._context is not None:
-                self._event = self._context.run(self._emit)
+                try:
+                    self._event = self._context.run(self._emit)
+                except Exception as error:  # an event that is too large; others are to follow
+                    _logger.warning(UNTOLD, self._task_run.id, error)
                 self._context = None
 
     def settle(self) -> Event | None:
@@ -111,15 +119,18 @@ class _Ended(NamedTuple):
     context: Context
 
     def tell(self) -> None:
-        self.context.run(
-            partial(
-                emit_task_run_state_change_event,
-                self.task_run,
-                initial_state=self.before,
-                validated_state=self.state,
-                follows=self.follows,
+        try:
+            self.context.run(
+                partial(
+                    emit_task_run_state_change_event,
+                    self.task_run,
+                    initial_state=self.before,
+                    validated_state=self.state,
+                    follows=self.follows,
+                )
             )
-        )
+        except Exception as error:  # an event that is too large; others are to follow
+            _logger.warning(UNTOLD, self.task_run.id, error)
 
 
 class Afterwards:

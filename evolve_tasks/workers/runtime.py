@@ -73,6 +73,7 @@ class _Expanded:
     inline_s: float = 0.0
     given: int = 0  # items that were sent on the way
     cut: bool = False  # and then the run was stopped
+    token: str = ""  # of what it gave, where there is a journal
 
 
 class Runtime:
@@ -189,8 +190,7 @@ class Runtime:
                 end.has_run = bound.task is not None and call.recording.each
                 if one.ran.error is None:
                     end.size, items = len(one.ran.value), one.ran.value
-                    if self.spec.journaled:
-                        end.token = items_token(items)
+                    end.token = one.token
                 else:
                     end.failure = self._failed(bound, source.index, one.item, one.ran)
                     items = one.ran.value or ()
@@ -263,6 +263,9 @@ class Runtime:
                 one.given, one.cut = stream.given, stream.cut
                 ran.value, ran.error = [], ran.error or stream.failed
             one.parse_s = time.perf_counter() - begun
+            if self.spec.journaled and ran.error is None:
+                # Before they are worked on here: whoever does that may change them.
+                one.token = items_token(ran.value)
             if ran.error is not None:
                 failed = self.spec.fail_fast
             elif here is not None and 0 < len(ran.value) <= call.inline:
