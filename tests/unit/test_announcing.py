@@ -63,3 +63,23 @@ def test_a_thread_tells_them_if_nobody_else_does(
         ("a", "evolve-afterwards"),
         ("b", "evolve-afterwards"),
     ]
+
+
+def test_one_that_cannot_be_told_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+
+    def emit(task_run: TaskRun, **_: Any) -> None:
+        if task_run.name == "too large":
+            raise ValueError("an event of a megabyte")
+        events.append(task_run.name)
+
+    monkeypatch.setattr(announcing, "emit_task_run_state_change_event", emit)
+    afterwards = Afterwards()
+    for name in ("a", "too large", "b"):
+        tell(afterwards, name)
+    afterwards.drain()
+    assert events == ["a", "b"]
+    assert "cannot be told" in caplog.text
+    assert "an event of a megabyte" in caplog.text
