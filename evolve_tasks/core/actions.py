@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple
 
 
@@ -40,6 +41,14 @@ class Expand(NamedTuple):
     stop: int
     inline: int
     crashes: int = 0
+
+
+class Turn(Enum):
+    """When an expansion runs beside the items that were submitted before it."""
+
+    BEHIND = "behind"  # all items
+    AMONG = "among"  # them, in the order in which they were submitted
+    BEFORE = "before"  # those that are queued
 
 
 class Process(NamedTuple):

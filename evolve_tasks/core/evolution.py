@@ -388,7 +388,7 @@ class Evolution(Filling):
         elif isinstance(action, Expand):
             size = action.stop - action.start
             self._flying -= size
-            self._kept.discard(action.unit)
+            self._turns.pop(action.unit, None)
             self._expansions -= 1
             self._expanding_units[action.stage] -= 1
             if self._given.pop(action.unit, None) is not None:

@@ -19,7 +19,8 @@ Rules, in the order in which they are looked at:
    items that wait an expansion is kept in flight for every other thread, as long as fewer
    than `AHEAD` lists for each thread wait. One thread has nothing to gain: strictly depth first.
    Where no item waits `AHEAD` expansions for each thread are in flight. They take their turn
-   among the items (`keeps`). Up to `FEW` threads the window is filled, behind all items.
+   among the items, and those that take no longer than a batch go before them (`turn`): lists have
+   to be there before the last item is. Up to `FEW` threads the window is filled, behind all items.
 5. An expansion starts only if the items it is expected to give fit into `buffered`, or if
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
    are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
@@ -48,7 +49,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull
+from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Turn
 from evolve_tasks.core.batching import inline_items, unit_size
 from evolve_tasks.core.lists import ListId
 from evolve_tasks.core.open_tree import LARGEST_UNIT, OpenTree
@@ -380,8 +381,17 @@ class Filling(OpenTree):
         self._expanding_units[stage] += 1
         self._expansions += 1
         if self._expansions <= AHEAD * self._window.busy_threads:
-            self._kept.add(action.unit)
+            brief = self._brief(stage, stop - start)
+            self._turns[action.unit] = Turn.BEFORE if brief else Turn.AMONG
         actions.append(action)
+
+    def _brief(self, stage: int, count: int) -> bool:
+        """Whether so many expansions take no longer than a batch of the items that go elsewhere."""
+        parse_s, item_s = self._outlook.durations[stage].mean_s, self._outlook.item_s
+        if parse_s is None or item_s is None or self._outlook.short(stage):
+            return False
+        batch = self._batch or unit_size(item_s, None, self._window.threads, self._ceiling())
+        return count * parse_s <= batch * item_s
 
     def _group(self, stage: int, left: int | None) -> int:
         """How many sources, or items of an inner stage, go into the next unit.

@@ -18,6 +18,7 @@ from evolve_tasks.core.actions import (
     Process,
     Release,
     SourceDone,
+    Turn,
 )
 from evolve_tasks.core.budget import FailureBudget, Standing
 from evolve_tasks.core.lists import ListId, OpenList, StageTally
@@ -99,7 +100,7 @@ class OpenTree:
         self.paused = False
         # A batch that was given stays whole, also where it is larger.
         self._largest_unit = max(LARGEST_UNIT, batch or 0)
-        self._kept: set[int] = set()
+        self._turns: dict[int, Turn] = {}
         self._hurried = False
         self._suspects = Suspects()
         self._alone: int | None = None  # unit beside which nothing may be in flight
@@ -149,9 +150,9 @@ class OpenTree:
         """Items discovered and not submitted that what a stage gives comes to, at any depth."""
         return sum(self._waits[stage + 1 :]) - sum(self._uncounted[stage + 1 :])
 
-    def keeps(self, unit: int) -> bool:
-        """Whether this expansion takes its turn among the items, or else waits behind them all."""
-        return unit in self._kept
+    def turn(self, unit: int) -> Turn:
+        """When this expansion runs beside the items that were submitted before it."""
+        return self._turns.get(unit, Turn.BEHIND)
 
     @property
     def item_s(self) -> float | None:

@@ -157,8 +157,8 @@ class _Sources:
         if not isinstance(call, ExpandCall):
             self._answers.put_nowait((unit, call))
             return
-        kept = self._run.core.keeps(unit)
-        future = self._submitter.expand(unit, call, kept=kept, parent=action.parent)
+        turn = self._run.core.turn(unit)
+        future = self._submitter.expand(unit, call, turn=turn, parent=action.parent)
         answer = await self._answer(unit, future)
         if isinstance(answer, Measure):
             self._submitter.measured(unit, answer)

@@ -125,8 +125,8 @@ class _NestedCarrier(FutureCarrier):
             budget=self._budget,
             item_s=self._run.core.item_s,
         )
-        kept = self._run.core.keeps(action.unit)
-        self.ended.add(action.unit, self.submitter.nested(action.unit, nested, kept=kept))
+        turn = self._run.core.turn(action.unit)
+        self.ended.add(action.unit, self.submitter.nested(action.unit, nested, turn=turn))
 
 
 def run_adaptive(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import distributed
@@ -16,7 +16,7 @@ from distributed import Client, Future, Queue
 
 from evolve_tasks.answers import PULLED, Answer, Lost
 from evolve_tasks.context import cleared, register
-from evolve_tasks.core.actions import Expand, Extra, Process
+from evolve_tasks.core.actions import Expand, Extra, Process, Turn
 from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
@@ -46,7 +46,7 @@ from evolve_tasks.workers.plugin import (
     plugin_name,
     stop_name,
 )
-from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS
+from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS, SOON
 from evolve_tasks.workers.streaming import Chunk, chunks_name, forget_queues, permits_name
 from evolve_tasks.workers.transport import Packed
 from evolve_tasks.workers.watch import RunWatch, watch_name
@@ -58,6 +58,9 @@ ABANDON_S = 5.0
 
 # How long nothing may end before it is asked whether there are workers at all.
 IDLE_S = 5.0
+
+# An expansion's Dask priority.
+TURNS: Final = {Turn.BEHIND: EXPAND, Turn.AMONG: PROCESS, Turn.BEFORE: SOON}
 
 # A list that is so many times as long as a batch of it does not travel as a whole: cutting the
 # batch out costs a Dask task of its own, about a millisecond.
@@ -160,17 +163,17 @@ class Submitter:
         if self._paused:
             cleared(self.client.unregister_worker_plugin, pause_name(self._run))
 
-    def expand(self, unit: int, call: ExpandCall, *, kept: bool, parent: int = -1) -> Future[Any]:
+    def expand(self, unit: int, call: ExpandCall, *, turn: Turn, parent: int = -1) -> Future[Any]:
         """Submit an expansion; the future is that of its measure, its list stays there.
 
         Args:
             unit: the unit.
             call: what it expands.
-            kept: it takes its turn among the items.
+            turn: when it runs beside items.
             parent: the unit that gave what it expands; below 0 for sources.
         """
         stage = self._stages[call.stage]
-        priority = PROCESS if kept else EXPAND
+        priority = TURNS[turn]
         self._marked |= call.inline > 0
         found = [] if call.part is None else [self._part(unit, parent, call.part)]
         expansion = self._submit(
@@ -260,11 +263,11 @@ class Submitter:
             kept = [offset for offset, end in enumerate(measure.ends) if not end.given]
             mark_kept(self.client, self._run, unit, kept)
 
-    def nested(self, unit: int, call: NestedCall, *, kept: bool) -> Future[Any]:
+    def nested(self, unit: int, call: NestedCall, *, turn: Turn) -> Future[Any]:
         """Submit a source as one task that submits its items itself."""
         self._nests = True
         stage = self._stages[call.expand.stage]
-        priority = NESTED if kept else EXPAND
+        priority = EXPAND if turn is Turn.BEHIND else NESTED
         return self._submit(stage, unit, run_sources, self._run, call, priority=priority)
 
     def release(self, unit: int) -> None:
@@ -437,7 +440,7 @@ class FutureCarrier:
             self.submitter.expand(
                 action.unit,
                 call,
-                kept=self._run.core.keeps(action.unit),
+                turn=self._run.core.turn(action.unit),
                 parent=action.parent,
             ),
         )

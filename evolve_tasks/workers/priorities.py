@@ -6,13 +6,17 @@ from typing import Final
 
 EXPAND: Final = 0  # sources that the core puts behind all items
 PROCESS: Final = 10  # as in the example; so are expansions that take their turn among the items
+SOON: Final = 12  # expansions that go before the items that are queued
 NESTED: Final = 11  # a source that submits its items itself: a long parse must not be begun last
 MEASURE: Final = 100  # takes microseconds, and a whole list waits for it
 
-# Work that goes before a source which waits behind all items, though it is submitted later, and
-# work that a nested source goes before: some windows of a few threads. Behind all items for good
-# a source would starve where another run has items all night.
+# Work of a run that a nested source goes before: some windows of a few threads.
 OVERTAKEN_S: Final = 30.0
+
+# Work of a run that goes before a source behind all items, though it is submitted later: some
+# batches. Behind all items for good a source would starve where another run has items all night,
+# and with it a run that has nothing but such sources in its window.
+BEHIND_S: Final = 2.0
 
 # The least that a unit counts: its way through Dask.
 LEAST_S: Final = 0.001
@@ -57,16 +61,27 @@ class Turns:
 
         Args:
             level: what its client asked for, one of the above.
-            expected_s: seconds that it is expected to take.
+            expected_s: seconds that it is expected to take; 0 if nobody knows, `took` mends it.
         """
         due_s = max(self._had_s, self._time.now_s)
         first = -(max(level, PROCESS) + self._importance)
         if level == NESTED:  # waits for its items most of the time; they are counted
             return -(PROCESS + self._importance), due_s - OVERTAKEN_S
-        if level > PROCESS:
+        if level > SOON:
             return first, due_s
         self._had_s = due_s + max(expected_s, LEAST_S)
-        return first, due_s + (OVERTAKEN_S if level < PROCESS else 0.0)
+        if level == SOON:  # before what its own run has queued, and not before the turn of others
+            return -(PROCESS + self._importance), self._time.now_s
+        return first, due_s + (BEHIND_S if level < PROCESS else 0.0)
+
+    def took(self, expected_s: float, took_s: float) -> None:
+        """Count what a task took in place of what it was expected to take.
+
+        Args:
+            expected_s: what `submitted` was told.
+            took_s: seconds that it took; what is submitted next is due by them.
+        """
+        self._had_s += max(took_s, LEAST_S) - max(expected_s, LEAST_S)
 
     def begun(self, due_s: float) -> None:
         """A task of a turn has begun, or ended: the time is not before it any more.

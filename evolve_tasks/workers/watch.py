@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
@@ -25,7 +26,7 @@ from distributed.protocol.pickle import dumps
 
 from evolve_tasks.workers.ended import forget_marks
 from evolve_tasks.workers.plugin import StopMark, pause_name, stop_name
-from evolve_tasks.workers.priorities import PROCESS, Turns, VirtualTime
+from evolve_tasks.workers.priorities import NESTED, PROCESS, SOON, Turns, VirtualTime
 from evolve_tasks.workers.streaming import forget_queues
 
 # How often queues are evened out at the most; Dask itself did so ten times a second for years.
@@ -40,9 +41,10 @@ _time = VirtualTime()
 _OF_A_RUN = re.compile("-[0-9a-f]{12}$")
 
 
-# Dask holds many tasks without dependencies back until a worker has nothing else to do, which never
-# comes while another run has items: sources would starve. Those that are bound to some host it
-# sends at once; to one that there is not, and loosely, they may go anywhere.
+# Dask holds many tasks without dependencies back until a worker has nothing else to do: what is to
+# take its turn among items would come after them, and where another run has items, never. Those
+# that are bound to some host it sends at once; to one that there is not, and loosely, they may go
+# anywhere.
 NOWHERE = "evolve-anywhere"
 
 WATCH = "evolve-watch-"
@@ -51,6 +53,12 @@ WATCH = "evolve-watch-"
 def watch_name(run: str) -> str:
     """Name under which the plugin of a run is registered with the scheduler."""
     return f"{WATCH}{run}"
+
+
+def _computed_s(startstops: Sequence[Mapping[str, Any]] | None) -> float:
+    """Seconds that a worker computed, as the scheduler is told them; 0 if it did not end."""
+    computed = [one for one in startstops or () if one["action"] == "compute"]
+    return float(sum(one["stop"] - one["start"] for one in computed))
 
 
 def _restricted(task: Any) -> bool:
@@ -76,6 +84,7 @@ class RunWatch(SchedulerPlugin):
         self._turns = Turns(_time, importance)
         self._in_turn: set[Any] = set()  # tasks that have their turn
         self._due_s: dict[Any, float] = {}  # of items that have not ended
+        self._expected_s: dict[Any, float] = {}  # of what counts for its share, and has not ended
         self._clearing: asyncio.Task[None] | None = None
         self._scheduler: Scheduler | None = None
         self._evening_out: asyncio.TimerHandle | None = None
@@ -98,33 +107,54 @@ class RunWatch(SchedulerPlugin):
         shared = sum(name.startswith(WATCH) for name in scheduler.plugins) > 1
         for task in map(scheduler.tasks.__getitem__, ours):
             self._in_turn.add(task.key)
-            if shared and not (task.dependencies or _restricted(task)):
-                task.host_restrictions, task.loose_restrictions = {NOWHERE}, True
             task.suspicious = scheduler.allowed_failures
             assert task.priority is not None, "the scheduler has just given it one"
             level, place = -int(task.priority[0]), task.priority[-1]
+            if shared and level < PROCESS:
+                # Behind its own items, it would be behind those of the others as well, and where
+                # a run has nothing but such sources in its window it would not get on.
+                level = PROCESS
+            if level >= PROCESS and not (task.dependencies or _restricted(task)):
+                task.host_restrictions, task.loose_restrictions = {NOWHERE}, True
             expected_s = task.prefix.duration_average  # below 0 if none has run
-            if expected_s < 0:
-                expected_s = scheduler.UNKNOWN_TASK_DURATION
+            # What Dask assumes where it does not know, half a second, is a lot for short sources:
+            # a run that begins with many of them would have had its share for seconds to come.
+            expected_s = max(expected_s, 0.0)
             first, due_s = self._turns.submitted(level, expected_s)
+            if level <= SOON and level != NESTED:
+                self._expected_s[task.key] = expected_s
             task.priority = first, due_s, place
             if level == PROCESS:
                 self._due_s[task.key] = due_s
 
-    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
-        """Look for a queue to even out when one of our tasks has ended: its worker may be idle."""
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
+        """Look for a queue to even out when one of our tasks has ended, or waits at its worker."""
         if finish == "forgotten":
             self._in_turn.discard(key)
-        if finish in ("memory", "erred", "forgotten") and key in self._due_s:
-            self._turns.begun(self._due_s.pop(key))
-        if start != "processing" or self._scheduler is None or not self._scheduler.idle:
+        elif finish == "no-worker" and self._scheduler is not None:
+            # There is no worker at all. To the next one Dask gives what is bound to it, or to none.
+            task = self._scheduler.tasks[key]
+            if task.host_restrictions == {NOWHERE}:
+                task.host_restrictions, task.loose_restrictions = None, False
+        if finish in ("memory", "erred", "forgotten") and key in self._expected_s:
+            if key in self._due_s:
+                self._turns.begun(self._due_s.pop(key))
+            self._turns.took(self._expected_s.pop(key), _computed_s(more.get("startstops")))
+        if self._scheduler is None or not self._scheduler.idle or self._evening_out is not None:
             return
-        if self._evening_out is None and self._is_ours(key):
+        ended = start == "processing"  # its worker may be idle now
+        if (ended or (finish == "processing" and self._queues(key))) and self._is_ours(key):
             # Not in the middle of a transition; and if it was done a moment ago, then later: no
             # other task may end for a long time.
             loop = asyncio.get_running_loop()
             due = max(loop.time(), self._evened_out + EVEN_OUT_S)
             self._evening_out = loop.call_at(due, self._even_out, self._scheduler)
+
+    def _queues(self, key: Any) -> bool:
+        """Whether the worker of a task has more than it can work on at once."""
+        assert self._scheduler is not None, "it has started"
+        worker = self._scheduler.tasks[key].processing_on
+        return worker is not None and len(worker.processing) > worker.nthreads
 
     def _even_out(self, scheduler: Scheduler) -> None:
         self._evening_out, self._evened_out = None, asyncio.get_running_loop().time()

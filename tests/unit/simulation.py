@@ -43,6 +43,7 @@ from evolve_tasks.core.actions import (
     Pull,
     Release,
     SourceDone,
+    Turn,
 )
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_size
@@ -1538,7 +1539,7 @@ class Simulation:
         if isinstance(action, Expand):
             self._expanding[action.stage] += action.stop - action.start
             turn = self._expansions() - bool(self._pulling) <= AHEAD * self._busy_threads()
-            if self.core.keeps(action.unit) != turn:
+            if (self.core.turn(action.unit) is not Turn.BEHIND) != turn:
                 self._broken(f"{action} {'does not take' if turn else 'takes'} its turn")
 
     def _close(self, subtree: _Subtree | None, action: Action) -> None:
@@ -1648,7 +1649,7 @@ class Simulation:
 
     def _check_end(self) -> None:
         core = self.core
-        kept = ("_lists", "_lists_of", "_units", "_flying", "_expansions", "_kept")
+        kept = ("_lists", "_lists_of", "_units", "_flying", "_expansions", "_turns")
         kept += ("_suspects", "_alone", "_forks", "_extras", "_extras_flying")
         kept += ("_given", "_item_forks")
         left = {name: value for name in kept if (value := getattr(core, name))}

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull, Release, SourceDone
+from evolve_tasks.core.actions import (
+    Action,
+    Expand,
+    Found,
+    Process,
+    Pull,
+    Release,
+    SourceDone,
+    Turn,
+)
 from evolve_tasks.core.budget import (
     Bounded,
     FailFast,
@@ -349,7 +358,9 @@ def expansions(core: Core) -> int:
 def test_where_no_item_waits_two_expansions_for_each_thread_are_in_flight(threads: int) -> None:
     core = saturated(threads, 0)
     assert expansions(core) == AHEAD * threads
-    assert all(core.keeps(unit) for unit in range(AHEAD * threads)), "none is behind the items"
+    assert all(core.turn(unit) is Turn.AMONG for unit in range(AHEAD * threads)), (
+        "none is behind the items"
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -358,7 +369,7 @@ def test_a_few_threads_get_all_that_the_window_holds_and_little_of_it_before_ite
 ) -> None:
     core = saturated(threads, 0)
     assert expansions(core) == 4 * threads
-    in_turn = [unit for unit in range(4 * threads) if core.keeps(unit)]
+    in_turn = [unit for unit in range(4 * threads) if core.turn(unit) is Turn.AMONG]
     assert in_turn == list(range(AHEAD * threads))
 
 
@@ -369,8 +380,25 @@ def test_every_other_thread_may_expand_beside_items() -> None:
     assert kinds(core.gives(9, 0))[-1] == "Pull"
     (expansion,) = core.comes()
     assert isinstance(expansion, Expand)
-    assert core.keeps(expansion.unit)
+    assert core.turn(expansion.unit) is not Turn.BEHIND
     assert expansions(core) == 3
+
+
+@pytest.mark.parametrize(
+    ("parse_s", "turn"), [(0.0001, Turn.BEFORE), (0.1, Turn.BEFORE), (0.11, Turn.AMONG)]
+)
+def test_lists_are_there_before_the_last_item_is(parse_s: float, turn: Turn) -> None:
+    """An expansion that takes no longer than a batch of items goes before those that are queued."""
+    core = evolution(in_flight=None, units=3, threads=1)  # a batch is an item
+    core.begin()
+    core.comes()
+    assert core.turn(0) is Turn.AMONG, "nobody knows how long it takes"
+    core.comes()
+    core.expanded(0, [Found(2)], seconds=parse_s)
+    core.processed(2, seconds=0.1)
+    (expansion, *_) = core.comes()
+    assert isinstance(expansion, Expand)
+    assert core.turn(expansion.unit) is turn
 
 
 def test_an_item_is_followed_by_an_item_as_long_as_enough_is_expanded() -> None:

@@ -21,6 +21,7 @@ CORE_MAY_IMPORT = {
     "collections",
     "collections.abc",
     "dataclasses",
+    "enum",
     "typing",
     "evolve_tasks.core",
     "evolve_tasks.errors",

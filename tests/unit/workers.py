@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 
-from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull
+from evolve_tasks.core.actions import Action, Expand, Found, Process, Pull, Turn
 from evolve_tasks.core.budget import Finish
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.window import Window
+from evolve_tasks.strategies.submitting import TURNS
 from evolve_tasks.workers import priorities
 
 OVERHEAD_S = 0.003
@@ -100,9 +101,10 @@ class Workers:
                 left = len(self.sources) - self.core.sources
                 todo += self.core.sources_arrived(min(action.most, left))
             elif isinstance(action, Expand):
-                kept = self.core.keeps(action.unit)
-                first = priorities.NESTED if self.nested else priorities.PROCESS
-                priority = first if kept else priorities.EXPAND
+                turn = self.core.turn(action.unit)
+                priority = TURNS[turn]
+                if self.nested and turn is not Turn.BEHIND:
+                    priority = priorities.NESTED
                 self._submit(priority, partial(self._expand, action))
             elif isinstance(action, Process):
                 items = self.sources[action.source].items[action.start : action.stop]
