@@ -373,7 +373,9 @@ class EvolvingRun:
 
     def complete(self, answers: Iterable[tuple[int, Answer]]) -> list[tuple[int, Answer]]:
         """Those answers that can be told now: not before all that was sent on the way is here."""
-        return self.streams.in_order(answers)
+        return self.streams.in_order(
+            (unit, self.sending.completed(unit, answer)) for unit, answer in answers
+        )
 
     def permits(self) -> list[tuple[int, int, int]]:
         """How far stages that give on the way may go now: unit, which of its items, number."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import uuid4
 
-from evolve_tasks.answers import Lost
+from evolve_tasks.answers import Answer
 from evolve_tasks.beside import Beside
 from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.known_before import KnownBefore
+from evolve_tasks.outcome import Failure
 from evolve_tasks.record_ledger import RecordLedger
 from evolve_tasks.stages import Stage
 from evolve_tasks.streams import Streams
@@ -18,6 +20,7 @@ from evolve_tasks.under_way import UnderWay
 from evolve_tasks.workers.calls import (
     ExpandCall,
     Measure,
+    NestedResult,
     Part,
     ProcessCall,
     Recording,
@@ -25,6 +28,8 @@ from evolve_tasks.workers.calls import (
     SourceEnd,
     Span,
 )
+from evolve_tasks.workers.failing import failure_from
+from evolve_tasks.workers.streaming import Chunk
 from evolve_tasks.workers.transport import NOTHING, Packed
 
 
@@ -51,12 +56,10 @@ class Sending:
     streams: Streams
     beside: Beside
     items_elsewhere: bool
+    _refused: dict[int, dict[int, Failure]] = field(default_factory=dict)  # by unit and offset
 
-    def expand(self, action: Expand) -> ExpandCall | Lost | Measure:
-        """What to send for an `Expand`.
-
-        `Lost` if a source cannot travel, a `Measure` if there is nothing to do.
-        """
+    def expand(self, action: Expand) -> ExpandCall | Measure:
+        """What to send for an `Expand`; a `Measure` if there is nothing to send."""
         if action.parent >= 0:
             return self._inner(action)
         entries = [
@@ -71,23 +74,57 @@ class Sending:
         unit = uuid4() if not each and self.ledger.unit(is_task) else None
         recording = Recording(each=each, unit=unit)
         self.under_way.units[action.unit] = action, recording
-        try:
-            items = Packed.of([None if call.known else source for source, call in entries])
-        except Exception as error:
-            kinds = ", ".join(sorted({type(source).__name__ for source, _ in entries}))
-            return Lost(
-                TypeError(
-                    f"a source of type {kinds} cannot be pickled "
-                    f"({type(error).__name__}: {error}), so it cannot be sent to a worker; give "
-                    "a name or address instead and open it in the expanding stage"
-                )
-            )
         sources = self.under_way.calls[action.unit]
+        given = [None if call.known else source for source, call in entries]
+        try:
+            items = Packed.of(given)
+        except Exception:
+            refused = self._unpicklable(action.stage, sources, given)
+            if all(call.known or offset in refused for offset, call in enumerate(sources)):
+                ends = [SourceEnd(failure=refused.get(offset)) for offset in range(len(sources))]
+                return Measure(ends, NOTHING, 0.0, 0.0, False, Span())
+            # The others go without them, and the answer is completed when it comes.
+            self._refused[action.unit] = refused
+            sources = tuple(
+                replace(call, known=call.known or offset in refused)
+                for offset, call in enumerate(sources)
+            )
+            items = Packed.of(
+                [None if offset in refused else source for offset, source in enumerate(given)]
+            )
         inline = 0 if self._items_apart(sources) else action.inline
         stream = self.streams.call(action.unit, action.stage, sources)
         return ExpandCall(
             action.stage, sources, items, inline, recording, action.crashes, stream=stream
         )
+
+    def completed(self, unit: int, answer: Answer) -> Answer:
+        """The answer to an `Expand`, with those sources of it that could not be sent."""
+        if unit in self._refused and not isinstance(answer, Chunk):
+            refused = self._refused.pop(unit)
+            measure = answer.measure if isinstance(answer, NestedResult) else answer
+            if isinstance(measure, Measure):
+                for offset, failure in refused.items():
+                    measure.ends[offset] = SourceEnd(failure=failure)
+        return answer
+
+    def _unpicklable(
+        self, stage: int, calls: Sequence[SourceCall], sources: Sequence[Any]
+    ) -> dict[int, Failure]:
+        """Which sources cannot travel, and why, by their place."""
+        refused = {}
+        for offset, (call, source) in enumerate(zip(calls, sources, strict=True)):
+            try:
+                Packed.of(source)
+            except Exception as error:
+                said = TypeError(
+                    f"a source of type {type(source).__name__} cannot be pickled "
+                    f"({type(error).__name__}: {error}), so it cannot be sent to a worker; give "
+                    "a name or address instead and open it in the expanding stage"
+                )
+                name = self.stages[stage].name
+                refused[offset] = failure_from(said, stage=name, index=call.index, item=source)
+        return refused
 
     def process(self, action: Process) -> ProcessCall:
         """What to send for a `Process`."""

@@ -35,10 +35,15 @@ atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[str]:
     """A real Prefect server in a process of its own, with an empty database."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.settings.context import get_current_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    # At the end of a flow run Prefect waits until the thread of its heartbeat wakes up, once a
+    # second: more than all else that a run of the tests takes. Flows in processes of their own
+    # have it.
+    no_heartbeat = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with prefect_test_harness(server_startup_timeout=120), temporary_settings(no_heartbeat):
         url = get_current_settings().api.url
         assert url is not None
         yield url

@@ -213,3 +213,45 @@ def test_awaited_inside_an_async_task_on_one_thread(strategy: str) -> None:
         return outer.submit().result(timeout=120)
 
     assert around() == [2000, 2001, 1000]
+
+
+class Stay:
+    """Something that does not travel; nor does its text say where in memory it is."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("it stays")
+
+    def __repr__(self) -> str:
+        return "Stay()"
+
+
+def two_of(source: Any) -> list[int]:
+    if not isinstance(source, int):
+        raise TypeError(f"{source} is no number")
+    return [source, source]
+
+
+@pytest.mark.parametrize("batch", [1, "auto"])
+def test_a_source_that_cannot_travel_costs_itself_alone(
+    batch: Any, strategy: str, runner: Any
+) -> None:
+    """Short sources travel together."""
+    sources: list[Any] = [Stay() if number % 60 == 59 else number for number in range(300)]
+
+    def body() -> Any:
+        options: dict[str, Any] = {"strategy": strategy, "batch": batch, "on_failure": "ignore"}
+        return evolve(sources, two_of, abs, record="sources", **options)
+
+    outcome = in_flow(runner, body)
+    assert [failure.index for failure in outcome.failures] == [
+        (59,),
+        (119,),
+        (179,),
+        (239,),
+        (299,),
+    ]
+    assert {(one.item, one.error_type) for one in outcome.failures} == {("Stay()", "TypeError")}
+    assert [failure.source for failure in outcome.failures] == sources[59::60]
+    assert outcome.results == [n for n in range(300) if n % 60 != 59 for _ in range(2)]
+    assert outcome.counts.sources == 300
+    assert outcome.counts.sources_failed == 5

@@ -139,7 +139,7 @@ def test_the_memory_of_the_scheduler_comes_back(tmp_path: Path) -> None:
         process = psutil.Process(client.run_on_scheduler(os.getpid))
 
         def two_at_once() -> float:
-            """Two runs of ten thousand items, in units of ten; what the scheduler has then."""
+            """Two runs of five thousand items, in units of ten; what the scheduler has then."""
             flows = [
                 flow(name=name, task_runner=EvolveTaskRunner(address=address))(many_units)
                 for name in ("one", "other")
@@ -158,8 +158,8 @@ def test_the_memory_of_the_scheduler_comes_back(tmp_path: Path) -> None:
 
 
 def many_units() -> None:
-    outcome = evolve([200] * 50, range, abs, batch=10, record="sources", progress=False)
-    assert outcome.counts.done == 10_000
+    outcome = evolve([100] * 50, range, abs, batch=10, record="sources", progress=False)
+    assert outcome.counts.done == 5_000
 
 
 def test_items_that_matter_more_go_first(tmp_path: Path, process_workers: str) -> None:
