@@ -145,6 +145,7 @@ class EvolvingRun:
             streams,
             self.beside,
             items_elsewhere=takes.get(stages[0].name) != takes.get(stages[-1].name),
+            fail_fast=options.on_failure == "fail_fast",
         )
         self.taking = Taking(
             self.core,

@@ -46,6 +46,7 @@ class Sending:
         streams: the units that give on the way.
         beside: is told of inner items that may be collected.
         items_elsewhere: items need other workers than their sources.
+        fail_fast: nothing begins once something is known to have failed.
     """
 
     core: Evolution
@@ -56,6 +57,7 @@ class Sending:
     streams: Streams
     beside: Beside
     items_elsewhere: bool
+    fail_fast: bool
     _refused: dict[int, dict[int, Failure]] = field(default_factory=dict)  # by unit and offset
 
     def expand(self, action: Expand) -> ExpandCall | Measure:
@@ -76,21 +78,19 @@ class Sending:
         self.under_way.units[action.unit] = action, recording
         sources = self.under_way.calls[action.unit]
         given = [None if call.known else source for source, call in entries]
-        try:
-            items = Packed.of(given)
-        except Exception:
-            refused = self._unpicklable(action.stage, sources, given)
-            if all(call.known or offset in refused for offset, call in enumerate(sources)):
-                ends = [SourceEnd(failure=refused.get(offset)) for offset in range(len(sources))]
+        items, refused = self._packed(action.stage, sources, given)
+        if refused:
+            left = [offset for offset, one in enumerate(sources) if not one.known]
+            if self.fail_fast or all(offset in refused for offset in left):
+                ends = [SourceEnd(skipped=not one.known) for one in sources]
+                for offset, failure in refused.items():
+                    ends[offset] = SourceEnd(failure=failure)
                 return Measure(ends, NOTHING, 0.0, 0.0, False, Span())
             # The others go without them, and the answer is completed when it comes.
             self._refused[action.unit] = refused
             sources = tuple(
                 replace(call, known=call.known or offset in refused)
                 for offset, call in enumerate(sources)
-            )
-            items = Packed.of(
-                [None if offset in refused else source for offset, source in enumerate(given)]
             )
         inline = 0 if self._items_apart(sources) else action.inline
         stream = self.streams.call(action.unit, action.stage, sources)
@@ -108,23 +108,37 @@ class Sending:
                     measure.ends[offset] = SourceEnd(failure=failure)
         return answer
 
-    def _unpicklable(
+    def _packed(
         self, stage: int, calls: Sequence[SourceCall], sources: Sequence[Any]
-    ) -> dict[int, Failure]:
-        """Which sources cannot travel, and why, by their place."""
+    ) -> tuple[Packed, dict[int, Failure]]:
+        """Sources as they travel; which of them cannot, and why, by their place."""
+        try:
+            return Packed.of(sources), {}
+        except Exception as error:
+            together = error
+
+        def refusal(offset: int, error: Exception) -> Failure:
+            source = sources[offset]
+            said = TypeError(
+                f"a source of type {type(source).__name__} cannot be pickled "
+                f"({type(error).__name__}: {error}), so it cannot be sent to a worker; give a "
+                "name or address instead and open it in the expanding stage"
+            )
+            name = self.stages[stage].name
+            return failure_from(said, stage=name, index=calls[offset].index, item=source)
+
         refused = {}
-        for offset, (call, source) in enumerate(zip(calls, sources, strict=True)):
+        for offset, source in enumerate(sources):
             try:
                 Packed.of(source)
             except Exception as error:
-                said = TypeError(
-                    f"a source of type {type(source).__name__} cannot be pickled "
-                    f"({type(error).__name__}: {error}), so it cannot be sent to a worker; give "
-                    "a name or address instead and open it in the expanding stage"
-                )
-                name = self.stages[stage].name
-                refused[offset] = failure_from(said, stage=name, index=call.index, item=source)
-        return refused
+                refused[offset] = refusal(offset, error)
+        try:
+            rest = [None if offset in refused else one for offset, one in enumerate(sources)]
+            return Packed.of(rest), refused
+        except Exception:  # each can travel, and all of them cannot
+            left = [offset for offset, call in enumerate(calls) if not call.known]
+            return NOTHING, {offset: refusal(offset, together) for offset in left}
 
     def process(self, action: Process) -> ProcessCall:
         """What to send for a `Process`."""

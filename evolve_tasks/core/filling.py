@@ -50,7 +50,7 @@ from collections import deque
 from dataclasses import replace
 
 from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Turn
-from evolve_tasks.core.batching import inline_items, unit_size
+from evolve_tasks.core.batching import TARGET_S, inline_items, unit_size
 from evolve_tasks.core.lists import ListId
 from evolve_tasks.core.open_tree import LARGEST_UNIT, OpenTree
 from evolve_tasks.core.suspects import Suspect
@@ -386,12 +386,15 @@ class Filling(OpenTree):
         actions.append(action)
 
     def _brief(self, stage: int, count: int) -> bool:
-        """Whether so many expansions take no longer than a batch of the items that go elsewhere."""
+        """Whether so many expansions take no longer than a batch of the items that go elsewhere.
+
+        However long those batches are: a thread is not taken from them for long.
+        """
         parse_s, item_s = self._outlook.durations[stage].mean_s, self._outlook.item_s
         if parse_s is None or item_s is None or self._outlook.short(stage):
             return False
         batch = self._batch or unit_size(item_s, None, self._window.threads, self._ceiling())
-        return count * parse_s <= batch * item_s
+        return count * parse_s <= min(batch * item_s, 2 * TARGET_S)
 
     def _group(self, stage: int, left: int | None) -> int:
         """How many sources, or items of an inner stage, go into the next unit.

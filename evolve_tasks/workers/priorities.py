@@ -21,6 +21,10 @@ BEHIND_S: Final = 2.0
 # The least that a unit counts: its way through Dask.
 LEAST_S: Final = 0.001
 
+# What items count of which nobody knows how long they take: a window of them is no large debt, nor
+# does it go before all that others have queued.
+UNKNOWN_S: Final = 0.1
+
 
 class VirtualTime:
     """Seconds of work that a scheduler has given to each run that wanted any."""
@@ -55,6 +59,7 @@ class Turns:
         self._time = time
         self._importance = importance
         self._had_s = 0.0
+        self._queued_s = 0.0  # that part of it which is still to be done
 
     def submitted(self, level: int, expected_s: float) -> tuple[int, float]:
         """The first parts of a task's priority at the scheduler; the least goes first.
@@ -69,9 +74,11 @@ class Turns:
             return -(PROCESS + self._importance), due_s - OVERTAKEN_S
         if level > SOON:
             return first, due_s
+        done_s = self._had_s - self._queued_s
         self._had_s = due_s + max(expected_s, LEAST_S)
+        self._queued_s += max(expected_s, LEAST_S)
         if level == SOON:  # before what its own run has queued, and not before the turn of others
-            return -(PROCESS + self._importance), self._time.now_s
+            return -(PROCESS + self._importance), max(self._time.now_s, done_s)
         return first, due_s + (BEHIND_S if level < PROCESS else 0.0)
 
     def took(self, expected_s: float, took_s: float) -> None:
@@ -82,6 +89,7 @@ class Turns:
             took_s: seconds that it took; what is submitted next is due by them.
         """
         self._had_s += max(took_s, LEAST_S) - max(expected_s, LEAST_S)
+        self._queued_s -= max(expected_s, LEAST_S)
 
     def begun(self, due_s: float) -> None:
         """A task of a turn has begun, or ended: the time is not before it any more.

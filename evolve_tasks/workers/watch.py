@@ -18,15 +18,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 from distributed.protocol.pickle import dumps
+from distributed.scheduler import TaskState
 
 from evolve_tasks.workers.ended import forget_marks
 from evolve_tasks.workers.plugin import StopMark, pause_name, stop_name
-from evolve_tasks.workers.priorities import NESTED, PROCESS, SOON, Turns, VirtualTime
+from evolve_tasks.workers.priorities import NESTED, PROCESS, SOON, UNKNOWN_S, Turns, VirtualTime
 from evolve_tasks.workers.streaming import forget_queues
 
 # How often queues are evened out at the most; Dask itself did so ten times a second for years.
@@ -35,8 +37,17 @@ EVEN_OUT_S = 0.1
 CLEARING_S = 60.0  # how long units that run already may take to see that they have been left
 PAUSE_S = 0.5
 
-# What the runs of a scheduler share; a process has one scheduler, but for tests.
-_time = VirtualTime()
+# What the runs of a scheduler share; a process has one scheduler, but for tests. Who matters more
+# takes all that it wants: what it had says nothing of the turns of the others.
+_times: defaultdict[int, VirtualTime] = defaultdict(VirtualTime)
+_evened_out_s = 0.0  # when queues were evened out for the last time, on the loop's clock
+
+# What takes no thread any more, or not for now: it has ended, or waits beside the others.
+_OFF_ITS_THREAD = frozenset({"memory", "erred", "forgotten", "long-running"})
+
+# What a task counts at the most while nobody knows how long it takes: Dask's longest one may have
+# waited for others.
+LONGEST_S = 60.0
 
 _OF_A_RUN = re.compile("-[0-9a-f]{12}$")
 
@@ -53,6 +64,26 @@ WATCH = "evolve-watch-"
 def watch_name(run: str) -> str:
     """Name under which the plugin of a run is registered with the scheduler."""
     return f"{WATCH}{run}"
+
+
+def _is_child(key: Any) -> bool:
+    """Whether a nested source has submitted a task: its place in the list is part of its key."""
+    return len(key) > 2
+
+
+def _expected_s(task: TaskState, *, is_item: bool) -> float:
+    """Seconds that a task is expected to take.
+
+    What Dask assumes where it does not know, half a second, is a lot for short sources: a run that
+    begins with many of them would have had its share for seconds to come. And it forgets what it
+    knew when one takes twice as long as the others.
+    """
+    prefix = task.prefix
+    if prefix.duration_average >= 0:
+        return float(prefix.duration_average)
+    if not is_item:
+        return 0.0
+    return float(min(max(prefix.max_exec_time, UNKNOWN_S), LONGEST_S))
 
 
 def _computed_s(startstops: Sequence[Mapping[str, Any]] | None) -> float:
@@ -81,18 +112,20 @@ class RunWatch(SchedulerPlugin):
         self._run = run
         self._client = client
         self._plugins = plugins
-        self._turns = Turns(_time, importance)
+        self._importance = importance
+        self._turns = Turns(VirtualTime(), importance)  # until it is where the others are
         self._in_turn: set[Any] = set()  # tasks that have their turn
         self._due_s: dict[Any, float] = {}  # of items that have not ended
         self._expected_s: dict[Any, float] = {}  # of what counts for its share, and has not ended
         self._clearing: asyncio.Task[None] | None = None
         self._scheduler: Scheduler | None = None
         self._evening_out: asyncio.TimerHandle | None = None
-        self._evened_out = 0.0
 
     async def start(self, scheduler: Scheduler) -> None:
         """Hold back what the scheduler would say of our tasks: that four workers died."""
         self._scheduler = scheduler
+        # Not before: what it shares with the others does not travel.
+        self._turns = Turns(_times[self._importance], self._importance)
         # A function of the module: the logger keeps it once, however many runs there are.
         logging.getLogger("distributed.scheduler").addFilter(worth_logging)
 
@@ -114,12 +147,12 @@ class RunWatch(SchedulerPlugin):
                 # Behind its own items, it would be behind those of the others as well, and where
                 # a run has nothing but such sources in its window it would not get on.
                 level = PROCESS
-            if level >= PROCESS and not (task.dependencies or _restricted(task)):
+            # The items of a nested source wait at the scheduler where the run is alone: what a
+            # worker has, it takes with it when it dies.
+            held_back = _is_child(task.key) or task.dependencies
+            if (shared or not held_back) and not _restricted(task):
                 task.host_restrictions, task.loose_restrictions = {NOWHERE}, True
-            expected_s = task.prefix.duration_average  # below 0 if none has run
-            # What Dask assumes where it does not know, half a second, is a lot for short sources:
-            # a run that begins with many of them would have had its share for seconds to come.
-            expected_s = max(expected_s, 0.0)
+            expected_s = _expected_s(task, is_item=bool(task.dependencies) or _is_child(task.key))
             first, due_s = self._turns.submitted(level, expected_s)
             if level <= SOON and level != NESTED:
                 self._expected_s[task.key] = expected_s
@@ -136,10 +169,13 @@ class RunWatch(SchedulerPlugin):
             task = self._scheduler.tasks[key]
             if task.host_restrictions == {NOWHERE}:
                 task.host_restrictions, task.loose_restrictions = None, False
-        if finish in ("memory", "erred", "forgotten") and key in self._expected_s:
+        if finish in _OFF_ITS_THREAD and key in self._expected_s:
             if key in self._due_s:
                 self._turns.begun(self._due_s.pop(key))
-            self._turns.took(self._expected_s.pop(key), _computed_s(more.get("startstops")))
+            took_s = more.get("compute_duration")  # of what waits from now on
+            if took_s is None:
+                took_s = _computed_s(more.get("startstops"))
+            self._turns.took(self._expected_s.pop(key), took_s)
         if self._scheduler is None or not self._scheduler.idle or self._evening_out is not None:
             return
         ended = start == "processing"  # its worker may be idle now
@@ -147,7 +183,7 @@ class RunWatch(SchedulerPlugin):
             # Not in the middle of a transition; and if it was done a moment ago, then later: no
             # other task may end for a long time.
             loop = asyncio.get_running_loop()
-            due = max(loop.time(), self._evened_out + EVEN_OUT_S)
+            due = max(loop.time(), min(_evened_out_s, loop.time()) + EVEN_OUT_S)
             self._evening_out = loop.call_at(due, self._even_out, self._scheduler)
 
     def _queues(self, key: Any) -> bool:
@@ -157,7 +193,11 @@ class RunWatch(SchedulerPlugin):
         return worker is not None and len(worker.processing) > worker.nthreads
 
     def _even_out(self, scheduler: Scheduler) -> None:
-        self._evening_out, self._evened_out = None, asyncio.get_running_loop().time()
+        global _evened_out_s
+        self._evening_out, now_s = None, asyncio.get_running_loop().time()
+        if 0 <= now_s - _evened_out_s < EVEN_OUT_S:
+            return  # another run has done so
+        _evened_out_s = now_s
         stealing = scheduler.extensions.get("stealing")
         if stealing is not None:  # somebody may have switched it off
             stealing.balance()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from distributed.protocol.pickle import dumps, loads
 
 from evolve_tasks.workers.priorities import EXPAND, PROCESS, SOON, Turns, VirtualTime
+from evolve_tasks.workers.watch import RunWatch
 
 
 def test_what_comes_soon_goes_before_what_its_run_has_queued() -> None:
@@ -38,3 +42,23 @@ def test_a_run_has_had_what_its_tasks_took() -> None:
     assert turns.submitted(PROCESS, 1.0)[1] == pytest.approx(0.1)
     turns.took(1.0, 4.0)
     assert turns.submitted(PROCESS, 1.0)[1] == pytest.approx(4.1)
+
+
+def test_what_comes_soon_goes_by_what_its_run_has_had() -> None:
+    """However many of them there are: a run whose sources all fail leaves nothing behind."""
+    time = VirtualTime()
+    ours, theirs = Turns(time), Turns(time)
+    for _ in range(10):
+        ours.submitted(SOON, 0.1)
+        ours.took(0.1, 0.4)
+    assert theirs.submitted(PROCESS, 1.0) < ours.submitted(SOON, 0.1)
+
+
+def test_runs_share_the_time_of_their_scheduler() -> None:
+    """A watch travels to the scheduler; the time is there."""
+    watches = [loads(dumps(RunWatch(f"abcdefabcde{run}", "client", []))) for run in range(2)]
+    for watch in watches:
+        asyncio.run(watch.start(None))
+    first, second = (watch._turns for watch in watches)
+    first.begun(first.submitted(PROCESS, 1.0)[1] + 7.0)
+    assert second.submitted(PROCESS, 1.0)[1] >= 7.0
