@@ -408,7 +408,14 @@ class EvolvingRun:
         """The numbers as they stand."""
         by_stage = {
             stage.name: StageCounts(
-                tally.discovered, tally.done, tally.failed, tally.resumed, tally.not_run
+                tally.discovered,
+                tally.done,
+                tally.failed,
+                tally.resumed,
+                # What was in flight when the run was left has come to nothing, too.
+                tally.discovered - tally.done - tally.failed - tally.resumed
+                if self.left
+                else tally.not_run,
             )
             for stage, tally in zip(self.stages, self.core.tallies, strict=True)
         }

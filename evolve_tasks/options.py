@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.naming import short_repr
 
+# Beyond 64 bits a priority could not travel to a worker.
+MOST_PRIORITY: Final = 1_000_000
+
 StrategyName = Literal["auto", "as_completed", "async", "nested", "sequential"]
 RecordMode = Literal["auto", "items", "batches", "sources"]
 # Titles of alternatives are what the Prefect UI lets people choose by; without them it shows types.
@@ -239,6 +242,9 @@ class EvolveOptions(_Frozen):
     )
     priority: int = Field(
         default=0,
+        ge=-MOST_PRIORITY,
+        le=MOST_PRIORITY,
+        strict=True,
         description="Beside other runs on the same Dask cluster: a higher one goes first.",
     )
     journal: (
@@ -369,7 +375,7 @@ _WAY_OUT: Final[Mapping[str, str]] = {
     "record": "; leave it out to have it chosen by record_budget",
     "record_budget": "; give a number from 0",
     "resources": '; give amounts above 0 by stage, as {"process_item": {"GPU": 1}}',
-    "priority": "; give a whole number; 0 is that of the others",
+    "priority": f"; give a whole number of at most {MOST_PRIORITY:,}; 0 is that of the others",
     "count": "; give a number from 0",
     "ratio": "; give a share from 0 to 1, as 0.05 for 5 %",
     "journal": "; give True for retries of this flow run, or a name that runs share",

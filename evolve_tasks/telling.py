@@ -8,7 +8,14 @@ from uuid import UUID
 from evolve_tasks.outcome import Failure
 from evolve_tasks.report import Story
 from evolve_tasks.report.story import When
-from evolve_tasks.workers.calls import BatchResult, Measure, SourceCall, Span, item_run_id
+from evolve_tasks.workers.calls import (
+    BatchResult,
+    Measure,
+    SourceCall,
+    SourceEnd,
+    Span,
+    item_run_id,
+)
 
 
 def tell_expansion(
@@ -35,7 +42,10 @@ def tell_expansion(
     failed = sum(len(end.failures) + (end.failure is not None) for _, end in begun)
     story.expanded(
         _when(measure.span),
-        [(call.position, end.size if end.size or not end.failure else None) for call, end in begun],
+        [
+            (call.position, _given(end) if _given(end) or not end.failure else None)
+            for call, end in begun
+        ],
         parse_s=measure.parse_s,
         inline_s=measure.inline_s,
         inline=sum(end.ended - end.not_run for _, end in begun),
@@ -46,7 +56,12 @@ def tell_expansion(
         if end.failure is not None:
             _tell_failure(story, end.failure, call.label, call.run_id if end.has_run else None)
         _tell_items(story, call, end.recorded, end.failures)
-    return [(call.label, end.size) for call, end in begun if end.failure is None]
+    return [(call.label, _given(end)) for call, end in begun if end.failure is None]
+
+
+def _given(end: SourceEnd) -> int:
+    """Items that something gave, with those that were sent while it still gave."""
+    return end.given + end.size
 
 
 def tell_batch(story: Story, call: SourceCall, start: int, stop: int, batch: BatchResult) -> None:

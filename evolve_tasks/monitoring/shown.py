@@ -19,7 +19,7 @@ from evolve_tasks.monitoring.publishing import (
     Publisher,
     artifact_key,
 )
-from evolve_tasks.report import Report
+from evolve_tasks.report import Report, as_it_is
 
 
 class Shown:
@@ -135,4 +135,4 @@ class Shown:
 
     def _report_content(self) -> tuple[str, str]:
         report = self.report()
-        return report.markdown(), f"{self.title}: {self._state}"
+        return report.markdown(), f"{as_it_is(self.title, 200)}: {self._state}"

@@ -46,12 +46,17 @@ def as_it_is(value: Any, limit: int | None = None) -> Any:
 def cell(value: Any, limit: int = 200) -> str:
     r"""Write a value into a cell of a markdown table.
 
+    A bar is part of the cell behind an odd number of backslashes: both of Prefect's UIs count
+    them, and take `\\|` for a backslash and the end of the cell.
+
     Example:
         >>> cell("a|b")
         '`a\\|b`'
     """
     written = as_it_is(value, limit)
-    return written if isinstance(written, Written) else str(written).replace("|", r"\|")
+    if isinstance(written, Written):
+        return written
+    return re.sub(r"(\\*)\|", lambda bar: bar[1] + "\\" * (len(bar[1]) % 2) + r"\|", str(written))
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -165,7 +165,7 @@ class Story:
                 timed.seconds += worked / len(sizes)
                 if stage == len(self.stages) - 2:
                     timed.items += size or 0
-                if size is not None:
+                if size is not None and stage == 0:
                     self._note_size(size)
             self._at_work(when._replace(ended=between), EXPANDING, 0 if inline else failed)
             if inline:

@@ -67,7 +67,10 @@ def _drawn(
         f'fill="{INK}"><title>Timeline of {threads} worker threads</title>'
     )
     yield from _legend(threads, len(lanes))
-    yield from _curve(busy, column_s, timeline.get("cluster_threads") or threads, scale)
+    # A cluster may have grown since the run began.
+    at_once = ceil(max(busy, default=0.0) / column_s - TINY) if column_s else 0
+    most = max(timeline.get("cluster_threads") or threads, at_once)
+    yield from _curve(busy, column_s, most, scale)
     yield from _axis(span_s, scale, height - BOTTOM + 4)
     for number, lane in enumerate(lanes):
         y = lanes_at + number * (LANE + GAP)

@@ -531,3 +531,37 @@ def test_what_the_flow_cannot_read_is_a_failure_of_those_items(
     expected = [item for item in range(9) if (0, item) not in lost]
     assert outcome.results == [*expected, 0, 1]
     assert outcome.counts.failed == len(lost)
+
+
+# -- what the report says ------------------------------------------------------------------------
+
+
+def slowly_three(source: int) -> Iterator[int]:
+    """Longer than what is held back before it is sent on the way."""
+    for item in range(3):
+        time.sleep(0.15)
+        yield 10 * source + item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_was_sent_on_the_way_counts_as_given(strategy: str, runner: Any) -> None:
+    options: Any = {"strategy": strategy, "record": "sources"}
+    outcome = in_flow(runner, lambda: evolve([0, 1], slowly_three, abs, **options))
+    assert outcome.results == [0, 1, 2, 10, 11, 12]
+    assert outcome.report is not None
+    facts = outcome.facts
+    fan_out = facts["fan_out"]
+    assert (fan_out["sources"], fan_out["smallest"], fan_out["largest"]) == (2, 3, 3)
+    assert [source["items"] for source in facts["slowest_sources"]] == [3, 3]
+
+
+def two(place: int) -> list[int]:
+    return [10 * place, 10 * place + 1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_items_of_inner_levels_are_no_sources(strategy: str, runner: Any) -> None:
+    options: Any = {"strategy": strategy, "record": "sources"}
+    outcome = in_flow(runner, lambda: evolve([1], two, two, two, abs, **options))
+    assert outcome.report is not None
+    assert outcome.facts["fan_out"]["sources"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 import threading
 import xml.etree.ElementTree as ElementTree
@@ -27,6 +28,7 @@ from evolve_tasks.naming import label_of
 from evolve_tasks.outcome import Counts, EvolveFailed, Failure, Outcome
 from evolve_tasks.report import Report, Story, as_it_is
 from evolve_tasks.report.lanes import COLUMNS, EXPANDING, MOST_LANES, PROCESSING, Lanes
+from evolve_tasks.report.plain import cell
 from evolve_tasks.report.story import EXAMPLES, GROUPS, SLOWEST, When
 from evolve_tasks.report.timeline import timeline_image, timeline_svg
 
@@ -34,6 +36,7 @@ HOSTILE = [
     "<img src=x onerror=alert(1)>.txt",
     "<script>alert(1)</script>",
     "a|b.txt",
+    r"a\|![x](https://example.org/x.png)",
     "[x](javascript:alert(1))",
     "![x](https://example.org/x.png)",
     "two\nlines",
@@ -97,6 +100,13 @@ def shown_text(markdown: str) -> list[str]:
     spans = [span for block in blocks for span in block.children or ()]
     assert {span.type for span in spans} <= {"text", "code_inline"}, spans
     return [span.content for span in spans if span.content]
+
+
+@given(st.text("a|\\"))
+def test_no_bar_ends_a_cell(text: str) -> None:
+    """Prefect's UIs count the backslashes before a bar: it belongs to the cell if they are odd."""
+    for slashes in re.findall(r"(\\*)\|", cell(f"x{text}")):
+        assert len(slashes) % 2 == 1
 
 
 def test_numbers_in_the_cells_of_an_artifact_stay_numbers() -> None:
