@@ -496,7 +496,7 @@ class DaskCluster(Block):
 
         Args:
             timeout_s: how long the first worker of a cluster that was started may take, in
-                seconds (`adaptive.minimum` workers, where there is one).
+                seconds (`adaptive.minimum` workers, where that is more than one).
 
         Returns:
             What was found. Versions that differ and a package that is missing are among its
@@ -514,10 +514,15 @@ class DaskCluster(Block):
 
     def _check(self, timeout_s: float) -> ClusterCheck:
         with self._client() as client:
-            if self.address is None:
-                awaited = 1 if self.adaptive is None else self.adaptive.minimum
-                _wait_for_workers(client, awaited, timeout_s)
-            return look_at(client)
+            if self.address is not None:
+                return look_at(client)
+            # A cluster that has no worker until there is work starts one for this.
+            asked = None if self.adaptive is None else client.submit(int, pure=False)
+            least = 1 if self.adaptive is None else max(1, self.adaptive.minimum)
+            _wait_for_workers(client, least, timeout_s)
+            found = look_at(client)
+            del asked
+            return found
 
     @contextmanager
     def _client(self) -> Iterator[Client]:
@@ -591,8 +596,6 @@ def _told(places: Any, package: str) -> list[str]:
 
 
 def _wait_for_workers(client: Client, count: int, timeout_s: float) -> None:
-    if not count:
-        return
     try:
         client.wait_for_workers(count, timeout=timeout_s)
     except WaitTimeoutError:

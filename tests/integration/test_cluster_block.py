@@ -219,3 +219,11 @@ def test_a_check_is_awaited_in_async_code() -> None:
         assert empty.problems == ["there is no worker: start one"]
 
     asyncio.run(checked())
+
+
+def test_a_cluster_that_has_no_worker_until_there_is_work_is_fit() -> None:
+    block = DaskCluster(cluster_kwargs={**IN_PROCESS, "n_workers": 0}, adaptive={"maximum": 2})
+    found = block.check(timeout_s=60)
+    assert found.problems == []
+    assert found.workers >= 1
+    assert found.package_on_workers
