@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from distributed import Client, Future, LocalCluster
 
+from evolve_tasks.core.actions import Turn
 from evolve_tasks.stages import stages_from
 from evolve_tasks.strategies.submitting import Submitter, new_run_name
 from evolve_tasks.workers import units
@@ -51,7 +52,7 @@ def test_an_expansion_that_dask_runs_again_leaves_what_it_worked_on_in_passing(
             inline=INLINE,
             recording=Recording(),
         )
-        first: Measure = submitter.expand(0, call, kept=False).result()
+        first: Measure = submitter.expand(0, call, turn=Turn.BEHIND).result()
         assert [(end.size, end.ended) for end in first.ends] == [(2, 2), (5, 0), (3, 3)]
         in_passing = len(list(tmp_path.iterdir()))
         assert in_passing == 2 + 3
