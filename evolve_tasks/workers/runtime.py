@@ -318,8 +318,12 @@ class Runtime:
                 here, _in_passing(call), source, upstream, rans, items, 0
             )
             values[source.index] = self._values(rans)
+        # Before they are combined: whoever does that may change its first argument.
+        packed = Packed.of([values.get(source.index, []) for source in call.sources])
+        for source, rans, _ in inline:
+            end = end_of[source.index]
             end.parts = self._parts(source, rans, 0, end.discoveries, upstream)
-        return Packed.of([values.get(source.index, []) for source in call.sources])
+        return packed
 
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
         bound, start = self._bound[call.stage], call.part.start

@@ -477,6 +477,38 @@ def test_combined_with_a_journal_and_collected(strategy: str, runner: Any, tmp_p
     assert first.results == second.results == []
 
 
+def alone(letter: str) -> list[str]:
+    return [letter.upper()]
+
+
+def extended(one: list[str], other: list[str]) -> list[str]:
+    """Change the first and give it, as whoever merges often does."""
+    one += other
+    return one
+
+
+def how_many(source: str, results: list[list[str]]) -> list[int]:
+    return [len(result) for result in results]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_combines_may_change_its_first_argument(
+    strategy: str, runner: Any, tmp_path: Path
+) -> None:
+    options: Any = {"strategy": strategy, "journal": str(tmp_path), "collect": how_many}
+
+    def body() -> Outcome:
+        return evolve(["abc", "de", "f"], letters, alone, reduce=extended, **options)
+
+    # Lists this short are worked on where they are found.
+    first, second = in_flow(runner, body), in_flow(runner, body)
+    assert first.reduced == list("ABCDEF")
+    assert second.counts.resumed == 6
+    assert second.reduced == first.reduced
+    assert first.collected == [("abc", [1, 1, 1]), ("de", [1, 1]), ("f", [1])]
+    assert second.collected == first.collected
+
+
 def breaks(one: str, other: str) -> str:
     if "S" in other:
         raise ArithmeticError("no S")
