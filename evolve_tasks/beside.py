@@ -16,9 +16,12 @@ from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.outcome import Failure
 from evolve_tasks.record_ledger import RecordLedger
 from evolve_tasks.reducing import Combination, Index, Reducing
+from evolve_tasks.report import Story
 from evolve_tasks.stages import Stage
+from evolve_tasks.telling import tell_beside
 from evolve_tasks.workers.calls import (
     CollectCall,
+    Collected,
     CombineCall,
     Combined,
     Parts,
@@ -36,12 +39,14 @@ class Beside:
     Args:
         core: the core of the run.
         ledger: decides what Prefect sees.
+        story: is told of what was done, and of what failed.
         collecting: what is called with each source that has ended; `None` for nothing.
         reducing: what combines results; `None` for nothing.
     """
 
     core: Evolution
     ledger: RecordLedger
+    story: Story
     collecting: Collecting | None = None
     reducing: Reducing | None = None
     _asked: dict[int, Ended | Combination] = field(default_factory=dict)
@@ -91,6 +96,7 @@ class Beside:
         if parts.failure is not None:
             if self.reducing.failure is None:
                 self.reducing.failure = parts.failure
+                tell_beside(self.story, None, parts.failure, None)
                 self.core.failed_beside()
             return
         self.reducing.take(index, parts.blocks)
@@ -178,7 +184,10 @@ class Beside:
         asked = self._asked.pop(action.number)
         if isinstance(asked, Ended):
             assert self.collecting is not None, "it was asked for"
-            return self.collecting.answered(asked, answer, lost)
+            portions, recorded = self.collecting.answered(asked, answer, lost)
+            failures = [one for portion in portions for one in portion.failures]
+            self._tell(answer, failures[0] if failures else None, recorded)
+            return portions, recorded
         assert self.reducing is not None, "it was asked for"
         failure, recorded = lost, []
         if isinstance(answer, Combined):
@@ -190,9 +199,16 @@ class Beside:
                 recorded = [Recorded(recording.unit, stage.position, label, error)]
             if failure is None:
                 self.reducing.combined(asked, answer.parts)
-        if failure is not None:
-            self.reducing.failure = self.reducing.failure or failure
+        # Of what cannot be combined the outcome has the first failure; so has the report.
+        first = failure if self.reducing.failure is None else None
+        self._tell(answer, first, recorded)
+        self.reducing.failure = self.reducing.failure or failure
         return [], recorded
+
+    def _tell(self, answer: Any, failure: Failure | None, recorded: Sequence[Recorded]) -> None:
+        span = answer.span if isinstance(answer, Collected | Combined) else None
+        run_id = recorded[0].run_id if recorded else None
+        tell_beside(self.story, span, failure, run_id)
 
     def name_of(self, action: Extra) -> str:
         """Name of the function that an `Extra` calls."""

@@ -127,11 +127,6 @@ class Taking:
             lost = failure_of(answer, self.beside.name_of(action), self.beside.index_of(action), "")
         portions, recorded = self.beside.answered(action, recording, answer, lost)
         self.recorded += recorded
-        for portion in portions:
-            for failure in portion.failures:
-                self.story.failed(
-                    failure.stage, failure.error_type, failure.item, failure.message, None
-                )
         return portions
 
     def _portions(

@@ -92,6 +92,23 @@ def tell_lost(story: Story, call: SourceCall, failure: Failure, run_id: UUID | N
     _tell_failure(story, failure, _named(call, failure), run_id)
 
 
+def tell_beside(
+    story: Story, span: Span | None, failure: Failure | None, run_id: UUID | None
+) -> None:
+    """Tell of something that was done beside the stages.
+
+    Args:
+        story: the story.
+        span: when and where it ran; `None` if nobody knows, or if it was a part of a unit.
+        failure: why it failed, if it did.
+        run_id: id of its task run, if it has one.
+    """
+    if span is not None:
+        story.beside(_when(span), failed=int(failure is not None))
+    if failure is not None:
+        _tell_failure(story, failure, failure.item, run_id)
+
+
 def _tell_items(
     story: Story, call: SourceCall, recorded: Sequence[int], failures: Sequence[Failure]
 ) -> None:

@@ -200,6 +200,16 @@ class Story:
             if position in self._open:
                 self._open[position].seconds += worked_s
 
+    def beside(self, when: When, failed: int) -> None:
+        """Note what was done beside the stages: a source was collected, or results combined.
+
+        Args:
+            when: when and where.
+            failed: how much of it failed.
+        """
+        with self._lock:
+            self._at_work(when, PROCESSING, failed)
+
     def _at_work(self, when: When, kind: int, failed: int) -> None:
         if when.worker:
             self.lanes.add(when.worker, when.thread, when.started, when.ended, kind, failed)

@@ -113,6 +113,11 @@ def test_each_source_is_collected(strategy: str, collect: Any, batch: Any, runne
         states = {one.name: one.state_name for one in task_runs(ids[0])}
         assert states["joined_task[bad]"] == "Failed"
         assert states["joined_task[z]"] == "Completed"
+    groups = {group["stage"]: group for group in outcome.report["failure_groups"]}
+    (example,) = groups[name]["examples"]
+    assert "cannot be joined" in example["message"]
+    linked = {str(one.id): one.name for one in task_runs(ids[0])}.get(example["task_run"] or "")
+    assert linked == ("joined_task[bad]" if collect is joined_task else None)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -530,6 +535,8 @@ def test_what_cannot_be_combined_fails_the_run(strategy: str, batch: Any, runner
     assert [(one.stage, one.error_type) for one in outcome.failures] == [
         ("breaks", "ArithmeticError")
     ]
+    (group,) = outcome.report["failure_groups"]
+    assert (group["stage"], group["error_type"], group["count"]) == ("breaks", "ArithmeticError", 1)
     assert outcome.counts.done == 6
 
 
