@@ -167,6 +167,9 @@ class Opened:
                     ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
                 unrecorded += wait_until_recorded(ended, self._logger)
                 recorded += ended
+            if run.left and not run.unseen and isinstance(self.runner, EvolveTaskRunner):
+                names = [stage.name for stage in run.all_stages]
+                self.runner.end_at_end(self._flow_run_id, names, self._began)
             self.shown.told(
                 vanished=self.gone,
                 recording={

@@ -6,15 +6,18 @@ import logging
 import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
+from datetime import datetime
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Self, cast
 from uuid import UUID, uuid4
 
 import dask
 import distributed
+import httpx
 from distributed import Client, Future, LocalCluster, performance_report
 from prefect.client.schemas.objects import RunInput
 from prefect.context import AssetContext, FlowRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -32,7 +35,7 @@ from evolve_tasks.errors import InvalidInput
 from evolve_tasks.futures import EndedFutures, EvolveFuture, death_of
 from evolve_tasks.lost_workers import lost_workers_return
 from evolve_tasks.monitoring.cancelling import acknowledge
-from evolve_tasks.monitoring.crashes import end_killed
+from evolve_tasks.monitoring.crashes import end_killed, end_what_was_left
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.stages import function_name
 from evolve_tasks.workers.closing import QuietClosing
@@ -57,6 +60,14 @@ class _Pending(NamedTuple):
 
     task: Task[Any, Any]
     future: Future[Any]
+
+
+class _Left(NamedTuple):
+    """A run of `evolve` that was left while something of it was under way."""
+
+    flow_run_id: UUID
+    stages: list[str]
+    since: datetime
 
 
 class _Asked(NamedTuple):
@@ -123,6 +134,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._flow_context: FlowRunContext | None = None
         self._ended: EndedFutures | None = None
         self._cancelled: tuple[UUID, str] | None = None
+        self._left: list[_Left] = []
 
     def duplicate(self) -> Self:
         """Make a runner with the same settings; the stock one forgets `cluster`."""
@@ -225,6 +237,8 @@ class EvolveTaskRunner(DaskTaskRunner):
             cluster_class = asked.cluster_class or LocalCluster
             self.logger.info("Starting a Dask cluster with %s", function_name(cluster_class))
             started = start(cluster_class, asked.cluster_kwargs)
+            # Entered before the cluster, so it is done after that is gone.
+            self._exit_stack.callback(self._end_left)
             given = self._cluster = self._exit_stack.enter_context(started)
         if isinstance(given, LocalCluster):  # also that of a default client
             self._exit_stack.enter_context(lost_workers_return())
@@ -393,6 +407,32 @@ class EvolveTaskRunner(DaskTaskRunner):
         The engine knows of an error alone, and would leave it as Failed.
         """
         self._cancelled = flow_run_id, message
+
+    def end_at_end(self, flow_run_id: UUID, stages: list[str], since: datetime) -> None:
+        """End what is left of a run when the cluster is gone, if this runner ends the cluster.
+
+        On a cluster of somebody else's it goes on, and tells its end itself.
+
+        Args:
+            flow_run_id: the flow run.
+            stages: names of the stages, and of what comes beside them.
+            since: when the run began.
+        """
+        self._flow_context = FlowRunContext.get() or self._flow_context
+        self._left.append(_Left(flow_run_id, stages, since))
+
+    def _end_left(self) -> None:
+        if not self._left:
+            return
+        around = self._flow_context
+        try:
+            with around.model_copy() if around is not None else nullcontext():
+                ended = [
+                    run_id for one in self._left for run_id in end_what_was_left(*one, self.logger)
+                ]
+                wait_until_recorded(ended, self.logger)
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            self.logger.debug("Nobody could be told of what was left: %r", error)
 
     def _end_pending(self, *, interrupted: bool) -> None:
         """End what was submitted and is not waited for by anybody."""

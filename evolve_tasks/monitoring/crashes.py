@@ -27,14 +27,18 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import TaskRunSort
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.utilities.engine import emit_task_run_state_change_event
 
+from evolve_tasks.monitoring.recording import unrecorded_after
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import GivenUp, Recorded
 from evolve_tasks.workers.task_runs import enter_state, new_task_run
 
 PAGE = 200  # task runs in one answer: Prefect's own limit
+LEFT = "its run was left before it had ended, and the cluster went with the flow run"
+# How long ends that workers told at the last moment may be on their way; without progress.
+SETTLED_S = 3.0
 DIED = "its worker died; what it worked on ran again, unless it has a crashed task run of its own"
 
 
@@ -137,6 +141,47 @@ def end_what_died(
     Returns:
         The ids of those N >= 0 task runs.
     """
+    left = _open(flow_run_id, stages, since)
+    for run in left:
+        _end(run, Crashed(message=DIED))
+    if left:
+        logger.warning(
+            "%d task runs were open when their workers died: they are Crashed", len(left)
+        )
+    return [run.id for run in left]
+
+
+def end_what_was_left(
+    flow_run_id: UUID, stages: Collection[str], since: datetime, logger: logging.Logger | Any
+) -> list[UUID]:
+    """Say of task runs that they were cancelled, once nobody is there any more who could end them.
+
+    Called in the context of the flow run, when its cluster is gone: also what another call of
+    `evolve` in it has left open has ended by then.
+
+    Args:
+        flow_run_id: the flow run that they belong to.
+        stages: names of the stages, by which the names of their task runs begin.
+        since: when the run began; what is older belongs to others.
+        logger: told how many there were.
+
+    Returns:
+        The ids of those N >= 0 task runs.
+    """
+    left = {run.id: run for run in _open(flow_run_id, stages, since)}
+    # Some have ended, and the API has not recorded it yet; that must not be written over.
+    left = {one: left[one] for one in unrecorded_after(list(left), logger, SETTLED_S)}
+    for run in left.values():
+        _end(run, Cancelled(message=LEFT))
+    if left:
+        logger.info(
+            "%d task runs were under way when their run was left: they are Cancelled", len(left)
+        )
+    return list(left)
+
+
+def _open(flow_run_id: UUID, stages: Collection[str], since: datetime) -> list[TaskRun]:
+    """The task runs of a run that the API takes for running or pending."""
     names = tuple(f"{stage}[" for stage in stages)
     with get_client(sync_client=True) as client:
         found: list[TaskRun] = []
@@ -153,20 +198,13 @@ def end_what_died(
         ):
             found += page
     # Ours alone: their dynamic key is their id, and nothing of this run is under way any more.
-    left = [
+    return [
         run
         for run in found
         if run.name.startswith(names)
         and run.dynamic_key == str(run.id)
         and (run.start_time is None or run.start_time >= since)
     ]
-    for run in left:
-        _end(run, Crashed(message=DIED))
-    if left:
-        logger.warning(
-            "%d task runs were open when their workers died: they are Crashed", len(left)
-        )
-    return [run.id for run in left]
 
 
 def _end(task_run: TaskRun, state: State[Any]) -> None:
