@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.leads import Leads
+from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import Recording, SourceCall
 
 
@@ -39,6 +41,15 @@ class UnderWay:
         if lead is not None and lead.owner is not None:
             return lead.owner
         return self.calls[action.parent][action.offset]
+
+    def parent_run(self, action: Expand | Process, stages: Sequence[Stage]) -> UUID | None:
+        """The task run that gave the items of a unit; a plain function has none."""
+        if (unit_run := self.unit_runs.get(action.parent)) is not None:
+            return unit_run
+        lead = self.leads.get(action.parent, action.offset)
+        led = lead is not None and lead.owner is not None  # by an item of the last stage
+        gave = stages[-1] if led else stages[action.stage - 1]
+        return None if gave.task is None else self.parent(action).run_id
 
     def released(self, unit: int) -> None:
         """Forget a unit, none of whose lists is open."""

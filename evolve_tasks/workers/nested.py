@@ -89,6 +89,7 @@ class _Children:
         self._expansion = expansion
         spec = runtime_of(run).spec
         self._stage = spec.stages[-1]
+        self._gave_runs = spec.stages[call.expand.stage].task is not None
         self._resources = spec.resources.get(self._stage.name)
         # A parent that runs again after its worker died must not meet its old children.
         self._attempt = uuid4().hex[:8]
@@ -176,7 +177,7 @@ class _Children:
             recording=Recording(
                 each=each,
                 unit=uuid4() if seen else None,
-                upstream=expand.recording.unit or source.run_id,
+                upstream=(expand.recording.unit or source.run_id) if self._gave_runs else None,
             ),
             items=Packed.of(self._expansion.lists[action.offset][action.start : action.stop]),
         )

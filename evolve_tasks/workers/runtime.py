@@ -311,11 +311,18 @@ class Runtime:
         here = self._bound[call.stage + 1]
         end_of = {source.index: end for source, end in zip(call.sources, ends, strict=True)}
         values: dict[tuple[int, ...], list[Any]] = {}
-        upstream = call.recording.unit or call.recording.within
+        gave_runs = self._bound[call.stage].task is not None
+        upstream = (call.recording.unit or call.recording.within) if gave_runs else None
         for source, rans, items in inline:
             end = end_of[source.index]
             end.failures, end.recorded = self._failures(
-                here, _in_passing(call), source, upstream, rans, items, 0
+                here,
+                _in_passing(call),
+                source,
+                upstream or (source.run_id if end.has_run else None),
+                rans,
+                items,
+                0,
             )
             values[source.index] = self._values(rans)
         # Before they are combined: whoever does that may change its first argument.
@@ -501,7 +508,7 @@ class Runtime:
             if self._needs_own_run(bound, recording):
                 run_id = item_run_id(source.run_id, position)
                 label = self._label(source, position, item)
-                self._record_failure(bound, run_id, label, upstream or source.run_id, ran.error)
+                self._record_failure(bound, run_id, label, upstream, ran.error)
                 recorded.append(position)
         return failures, recorded
 

@@ -238,3 +238,32 @@ def test_sequential_sources_share_task_runs_beyond_the_budget(diary: Path) -> No
     assert 1 <= len(shared) <= 60
     assert all(inputs(run) <= shared for run in runs)
     assert all(inputs(run) for run in runs if run.name.startswith("process["))
+
+
+def plain(source: tuple[str, int, bool]) -> list[tuple[str, int]]:
+    diary, size, _ = source
+    return [(diary, number) for number in range(size)]
+
+
+@pytest.mark.parametrize("record", ["items", "batches"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_plain_function_is_nobodys_parent(
+    strategy: str, record: Any, diary: Path, thread_workers: str
+) -> None:
+    seen: list[UUID] = []
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def under_a_function() -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        seen.append(context.flow_run.id)
+        sources = [(str(diary), size, True) for size in (12, 3)]
+        options: Any = {"record": record, "strategy": strategy, "on_failure": "ignore"}
+        evolve(sources, plain, process, **options)
+
+    under_a_function()
+    runs = task_runs(seen[0])
+    assert any(run.state is not None and run.state.is_failed() for run in runs)
+    ids = {run.id for run in runs}
+    assert all(inputs(run) <= ids for run in runs)
