@@ -166,8 +166,8 @@ class EvolvingRun:
         if not self.core.pulling:
             return []  # the run was stopped meanwhile, and did not wait for them
         for position, source in enumerate(arrival.sources, self.core.sources):
-            known = self.known.source_arrived(position, source)
             label = label_of(self._label, source, source_label(source))
+            known = self.known.source_arrived(position, source, label)
             call = SourceCall(position, label, uuid4(), known=known)
             self.under_way.sources[position] = source, call
             if self.on_source is not None:

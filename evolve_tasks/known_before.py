@@ -57,9 +57,9 @@ class KnownBefore:
         """How much was found again."""
         return 0 if self.seen is None else sum(self.seen.repeated)
 
-    def source_arrived(self, position: int, source: Any) -> bool:
+    def source_arrived(self, position: int, source: Any, label: str) -> bool:
         """Take in a source; say whether it need not be worked on."""
-        known = None if self.resuming is None else self.resuming.arrived(position, source)
+        known = None if self.resuming is None else self.resuming.arrived(position, source, label)
         if known is None and self.seen is not None and self._repeats(self.seen, source):
             known = 0, []
             self._met.add(position)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evolve_tasks.journal import Journal, source_token, stage_token
+from evolve_tasks.journal import Journal, source_token, stage_token, token_below
 from evolve_tasks.journal.journal import Known
 from evolve_tasks.naming import short_repr
 from evolve_tasks.stages import Stage
@@ -67,7 +67,7 @@ class Resuming:
         # Another function may call others the same: what it says is not what was said before.
         self._key = "key" if key is None else stage_token(key)
 
-    def arrived(self, position: int, source: Any) -> tuple[int, Recalled] | None:
+    def arrived(self, position: int, source: Any, label: str) -> tuple[int, Recalled] | None:
         """Take in a source; give its size and all its results if it need not be worked on."""
         token = source_token(source)
         occurrence = 0
@@ -78,7 +78,11 @@ class Resuming:
             self._seen[token] += 1
         one = _Source(token, occurrence, self._fingerprint_of(source))
         self._open[position] = {(): one}
-        known = None if self._deep else self._known(one)
+        known = self._known(one)
+        if self._deep:
+            if one.token is not None and one.fingerprint is not None:
+                self._journal.note_given(one.token, one.occurrence, label, one.fingerprint)
+            return None
         if known is None or not known.complete or known.size is None:
             return None
         recalled = list(self._journal.values(known))
@@ -151,7 +155,7 @@ class Resuming:
     def _keyed(self, position: int, key: bytes) -> _Source:
         """Where such an item is kept: it holds as long as the source does that it is from."""
         fingerprint = self._open[position][()].fingerprint
-        return _Source(source_token([self._key, key]), 0, fingerprint)
+        return _Source(token_below("", [self._key, key]), 0, fingerprint)
 
     def source_done(self, position: int) -> None:
         """Forget a source that has ended."""
@@ -164,7 +168,7 @@ class Resuming:
         one = known.get(tuple(inner))
         if one is None:
             root = known[()]
-            token = None if root.token is None else source_token([root.token, inner])
+            token = None if root.token is None else token_below(root.token, inner)
             one = known[tuple(inner)] = _Source(token, root.occurrence, root.fingerprint)
         return one
 

@@ -9,7 +9,13 @@ from evolve_tasks.journal.administration import (
     list_journals,
 )
 from evolve_tasks.journal.code_identity import stage_token
-from evolve_tasks.journal.identity import file_fingerprint, is_sure, items_token, source_token
+from evolve_tasks.journal.identity import (
+    file_fingerprint,
+    is_sure,
+    items_token,
+    source_token,
+    token_below,
+)
 from evolve_tasks.journal.journal import Journal, Known
 
 __all__ = [
@@ -26,4 +32,5 @@ __all__ = [
     "list_journals",
     "source_token",
     "stage_token",
+    "token_below",
 ]

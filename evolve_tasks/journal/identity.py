@@ -17,6 +17,7 @@ from evolve_tasks.naming import short_repr
 TOKEN: Final = 32  # hexadecimal digits: 128 bits
 _CHUNK: Final = 10_000  # items hashed at a time: bounds the text that is built
 _UNSURE: Final = "unsure-"
+_BELOW: Final = "."  # in no token of a source
 
 
 def source_token(source: Any) -> str | None:
@@ -39,6 +40,49 @@ def source_token(source: Any) -> str | None:
         return ValueDigest().of(source).hex()[:TOKEN]
     except Unrecognisable:
         return None
+
+
+def token_below(root: str, what: Any) -> str:
+    """Tell what lies below a source, such as a list that was found on the way.
+
+    Args:
+        root: token of the source; an empty one for what belongs to no source alone.
+        what: what it is known by there, a plain value.
+
+    Returns:
+        A token that tells its root.
+
+    Example:
+        >>> root_of(token_below("abc", [3, 1])), is_below(token_below("abc", [3, 1]))
+        ('abc', True)
+    """
+    return f"{root}{_BELOW}{source_token(what)}"
+
+
+def is_below(token: str) -> bool:
+    """Whether a token is that of something below a source, and not of a source.
+
+    Args:
+        token: what `source_token` or `token_below` gave.
+
+    Example:
+        >>> is_below("abc")
+        False
+    """
+    return _BELOW in token
+
+
+def root_of(token: str) -> str:
+    """The source that something lies below; a source is its own.
+
+    Args:
+        token: what `source_token` or `token_below` gave.
+
+    Example:
+        >>> root_of("abc")
+        'abc'
+    """
+    return token.partition(_BELOW)[0]
 
 
 def items_token(items: Sequence[Any]) -> str:

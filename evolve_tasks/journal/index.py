@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from evolve_tasks.journal.identity import is_below, root_of
 from evolve_tasks.journal.records import Done, Gone, Listed, Record
 
 # Codes (or fan-outs) of a source that are remembered: those who go back to code of before, or
@@ -296,11 +297,13 @@ class Index:
         The record that one is gone stays until a later compaction finds nothing else of it: it
         has to outlive every copy of the others, or one of them would bring the source back.
         """
-        for key, entry in list(self.sources.items()):
-            if not entry.is_gone:
-                continue
+        roots = {_root(key) for key in self.sources if is_below(key[0])}
+        gone = [key for key in self.sources if self._is_gone(key)]
+        for key in gone:
+            entry = self.sources[key]
             if not entry.listings and not entry.variants:
-                del self.sources[key]
+                if key not in roots:
+                    del self.sources[key]
                 continue
             entry.listings = [
                 listing for listing in entry.listings if listing.place.segment not in segments
@@ -311,12 +314,18 @@ class Index:
                 ]
             entry.variants = [variant for variant in entry.variants if variant.pieces]
 
+    def _is_gone(self, key: Key) -> bool:
+        """Whether a source vanished, or that which it lies below."""
+        root = self.sources.get(_root(key))
+        return root is not None and root.is_gone
+
     def live_bytes(self) -> Counter[str]:
         """Bytes that are of use, by segment; what vanished sources left is not."""
         live: Counter[str] = Counter()
-        for entry in self.sources.values():
-            if entry.is_gone and entry.gone is not None:
-                live[entry.gone[1].segment] += entry.gone[1].length
+        for key, entry in self.sources.items():
+            if self._is_gone(key):
+                if entry.gone is not None:
+                    live[entry.gone[1].segment] += entry.gone[1].length
                 continue
             for place in entry.places():
                 live[place.segment] += place.length
@@ -343,6 +352,10 @@ def _place(holder: Listing | Piece | Entry) -> Place | None:
     if isinstance(holder, Entry):
         return holder.gone[1] if holder.gone is not None else None
     return holder.place
+
+
+def _root(key: Key) -> Key:
+    return root_of(key[0]), key[1]
 
 
 def _start(piece: Piece) -> int:

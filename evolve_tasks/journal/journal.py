@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from prefect.results import ResultStore
 
 from evolve_tasks.errors import InvalidInput, JournalLost
-from evolve_tasks.journal.identity import is_sure
+from evolve_tasks.journal.identity import is_below, is_sure
 from evolve_tasks.journal.index import Entry, Piece, Variant
 from evolve_tasks.journal.lock import Clock, JournalLock, Process
 from evolve_tasks.journal.records import Done, Gone, Listed, Record
@@ -24,6 +24,8 @@ from evolve_tasks.naming import one_line, short_repr
 FORMAT: Final = 1
 ABOUT: Final = "journal.json"
 _LABEL: Final = 200  # characters
+# In place of the code that expands a source, where only its lists further down are known.
+_GIVEN: Final = "given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ class Journal:
         *,
         items_token: str | None = None,
     ) -> Known | None:
-        """Say what is known of a source; it counts as seen by this run from now on.
+        """Say what is known of a source; it counts as seen by this run, whatever is known.
 
         Ask before the source is expanded. If it had to be expanded, ask again with the token of
         what it gave: results hold for these items, whatever code gave them.
@@ -193,7 +195,7 @@ class Journal:
         Args:
             source: token of the source; `None` if it can't be recognised.
             occurrence: 0 for the first among equal sources, and so on.
-            fingerprint: token of what makes the source count as changed; likewise.
+            fingerprint: token of what makes the source count as changed; `None` if nobody knows.
             parse: token of the code that expands it.
             process: token of the code that works on its items.
             items_token: token of the items, where the source has just been expanded.
@@ -202,7 +204,7 @@ class Journal:
             What is known; `None` if nothing. The values themselves are read and checked only by
             `values`, so a source is finished only if that gives all of it.
         """
-        if source is None or fingerprint is None:
+        if source is None:
             return None
         key = (source, occurrence)
         first = key not in self._seen
@@ -212,6 +214,8 @@ class Journal:
             return None
         if entry.is_gone and first:
             self._bring_back(key, entry)
+        if fingerprint is None:
+            return None
         listing = entry.listing(fingerprint, parse)
         items = items_token
         if items is None:
@@ -230,8 +234,9 @@ class Journal:
         return Known(source, occurrence, fingerprint, process, items, size, same, ranges, differs)
 
     def has(self, source: str, occurrence: int) -> bool:
-        """Whether anything at all is kept of a source, for whatever code and fingerprint."""
-        return (source, occurrence) in self._segments.index.sources
+        """Whether any results are kept of a source, for whatever code and fingerprint."""
+        entry = self._segments.index.sources.get((source, occurrence))
+        return entry is not None and bool(entry.variants)
 
     def values(self, known: Known) -> Iterator[tuple[int, int, list[Any]]]:
         """Read the results of a source, each checked by length and digest before it is read.
@@ -255,6 +260,19 @@ class Journal:
             start = max(piece.start, at)
             yield start, stop, values[start - piece.start : stop - piece.start]
             at = stop
+
+    def note_given(self, source: str, occurrence: int, label: str, fingerprint: str) -> None:
+        """Note a source of which nothing is known but what lies below it, so that it is missed.
+
+        Args:
+            source: token of the source.
+            occurrence: 0 for the first among equal sources, and so on.
+            label: its name for people.
+            fingerprint: token of what makes the source count as changed.
+        """
+        entry = self._segments.index.sources.get((source, occurrence))
+        if entry is None or not entry.listings:
+            self.note_listed(source, occurrence, label, fingerprint, _GIVEN, 0, "")
 
     def note_listed(
         self,
@@ -333,19 +351,23 @@ class Journal:
     def vanished(self) -> list[str]:
         """Say which sources of earlier runs this one did not see; each is said once.
 
-        Ask when the last source has been taken, and flush when it was reported: what is not
-        flushed is said again by the next run.
+        What lies below a source vanishes with it, and of equal ones none is missed while there
+        is one. Ask when the last source has been taken, and flush when it was reported: what is
+        not flushed is said again by the next run.
 
         Returns:
             Their labels, sorted; untrusted text, as the sources' names were.
         """
-        labels = []
+        there = {source for source, _ in self._seen}
+        labels: dict[str, str] = {}
         for (source, occurrence), entry in self._segments.index.sources.items():
+            if source in there or is_below(source):
+                continue
             # Without a listing (damage took it) there is no name to say.
-            if (source, occurrence) not in self._seen and entry.listings and not entry.is_gone:
-                labels.append(entry.label)
+            if entry.listings and not entry.is_gone:
+                labels.setdefault(source, entry.label)
                 self._records.append(Gone(source, occurrence))
-        return sorted(labels)
+        return sorted(labels.values())
 
     def _bring_back(self, key: tuple[str, int], entry: Entry) -> None:
         """A source that had vanished is there again: written down, so that it can vanish again."""

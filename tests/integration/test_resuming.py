@@ -23,6 +23,7 @@ from evolve_tasks import (
     EvolveTaskRunner,
     InvalidInput,
     JournalBusy,
+    More,
     Outcome,
     evolve,
     evolve_iter,
@@ -179,6 +180,102 @@ def test_only_changed_sources_are_worked_on_and_vanished_ones_are_told(
     assert gone.vanished == ["1.txt"]
     assert gone.report["vanished"] == ["1.txt"]
     assert ingest([*files[:1], *files[2:]]).vanished == []
+
+
+def test_a_source_that_came_is_not_missed(tmp_path: Path, runner: Any) -> None:
+    """Its fingerprint may be unknown tonight, and another like it may be there."""
+
+    def broken(_: str) -> int:
+        raise OSError("nobody knows")
+
+    def night(sources: list[str], fingerprint: Any = len) -> Outcome:
+        options: Any = {"journal": str(tmp_path), "strategy": "sequential"}
+        return in_flow(
+            runner, lambda: evolve(sources, list, str.upper, fingerprint=fingerprint, **options)
+        )
+
+    assert night(["a", "a", "bc"]).counts.done == 4
+    unknown = night(["a", "a", "bc"], broken)
+    assert (unknown.vanished, unknown.counts.done) == ([], 4)
+    fewer = night(["a", "bc"])
+    assert (fewer.vanished, fewer.counts.resumed) == ([], 3)
+    assert night(["a", "a"]).vanished == ["bc"]
+    assert night(["a", "a"]).vanished == []
+    assert night(["a", "a", "bc"]).counts.resumed == 4
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_lists_further_down_are_not_missed_and_their_source_is_once(
+    unique: bool, tmp_path: Path, runner: Any
+) -> None:
+    away = tmp_path / "away"
+
+    def words(text: str) -> list[str]:
+        return text.split()
+
+    def letters(word: str) -> list[str]:
+        if word == "cd" and away.exists():
+            raise OSError("not tonight")
+        return list(word)
+
+    options: Any = {"journal": str(tmp_path), "strategy": "sequential", "on_failure": "ignore"}
+
+    def plain(sources: list[str]) -> Outcome:
+        return in_flow(runner, lambda: evolve(sources, words, str.upper, **options))
+
+    def deep(sources: list[str]) -> Outcome:
+        return in_flow(
+            runner, lambda: evolve(sources, words, letters, str.upper, unique=unique, **options)
+        )
+
+    both = ["ab cd", "ef"]
+    # The same journal, with a stage less.
+    assert plain(both).counts.done == 3
+    assert deep(both).vanished == []
+    assert deep(both).counts.resumed == 6
+    away.touch()
+    partly = deep(both)
+    assert (partly.vanished, len(partly.failures)) == ([], 1)
+    away.unlink()
+    again = deep(both)
+    assert (again.vanished, again.counts.resumed) == ([], 6)
+    assert deep(both[:1]).vanished == ["ef"]
+    assert deep(both[:1]).vanished == []
+    back = deep([*both, "gh"])
+    assert (back.vanished, back.counts.resumed, back.counts.done) == ([], 6, 2)
+    assert deep(both).vanished == ["gh"]
+    assert plain(both).vanished == []
+
+
+def test_what_led_further_is_not_missed_by_itself(tmp_path: Path, runner: Any) -> None:
+    closed = tmp_path / "closed"
+
+    def itself(number: int) -> list[int]:
+        if closed.exists():
+            raise OSError("closed")
+        return [number]
+
+    def leads(number: int) -> Any:
+        return More(number, [number - 1], stage=1) if number else number
+
+    def night(sources: list[int], fingerprint: Any) -> Outcome:
+        options: Any = {"journal": str(tmp_path), "strategy": "sequential"}
+        return in_flow(
+            runner,
+            lambda: evolve(
+                sources, itself, leads, fingerprint=fingerprint, on_failure="ignore", **options
+            ),
+        )
+
+    assert night([3, 1], None).counts.done == 6
+    closed.touch()
+    # Changed, and then not to be had: nobody asks for what lies below.
+    failed = night([3, 1], lambda number: number)
+    assert (failed.vanished, len(failed.failures)) == ([], 2)
+    closed.unlink()
+    assert night([3, 1], None).counts.resumed == 6
+    assert night([1], None).vanished == ["3"]
+    assert night([1], None).vanished == []
 
 
 def words(path: str) -> list[str]:

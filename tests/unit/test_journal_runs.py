@@ -18,7 +18,7 @@ from prefect.results import ResultStore
 from prefect.serializers import CompressedPickleSerializer, JSONSerializer, PickleSerializer
 
 from evolve_tasks.errors import InvalidInput, JournalBusy, JournalLost
-from evolve_tasks.journal import Journal, Known
+from evolve_tasks.journal import Journal, Known, token_below
 from evolve_tasks.journal.records import decode, encode
 from evolve_tasks.journal.segments import MANY, Segments
 from evolve_tasks.journal.storage import Files, LocalFiles, folder_name, journals_root
@@ -233,6 +233,96 @@ def test_a_vanished_source_is_reported_once(store: ResultStore) -> None:
     with opened(store) as journal:
         known(journal, "a")
         assert journal.vanished() == ["b.txt"]
+
+
+def test_a_source_that_came_is_not_missed_though_nobody_knows_whether_it_changed(
+    store: ResultStore,
+) -> None:
+    with opened(store) as journal:
+        write(journal, "a", [1])
+    with opened(store) as journal:
+        assert journal.known("a", 0, None, "parse", "process") is None
+        assert journal.vanished() == []
+    with opened(store) as journal:
+        assert journal.vanished() == ["a.txt"]
+    with opened(store) as journal:
+        assert journal.known("a", 0, None, "parse", "process") is None  # it came back
+    with opened(store) as journal:
+        assert not journal._segments.index.sources["a", 0].is_gone
+        assert results(journal, "a") == {0: 1}
+
+
+def test_of_equal_sources_none_is_missed_while_there_is_one(store: ResultStore) -> None:
+    with opened(store) as journal:
+        for occurrence in range(3):
+            journal.note_listed("a", occurrence, "a.txt", "fp", "parse", 1, "items")
+            journal.note_done("a", occurrence, "fp", "process", "items", 0, [occurrence])
+    with opened(store) as journal:
+        known(journal, "a")
+        assert journal.vanished() == []
+    for expected in (["a.txt"], []):
+        with opened(store) as journal:
+            assert journal.vanished() == expected
+    with opened(store) as journal:
+        found = journal.known("a", 2, *CODE)
+        assert found is not None
+        assert list(journal.values(found)) == [(0, 1, [2])]
+
+
+def write_below(journal: Journal, root: str, result: Any) -> str:
+    below = token_below(root, [0])
+    journal.known(root, 0, *CODE)
+    journal.note_given(root, 0, f"{root}.txt", "fp")
+    journal.note_listed(below, 0, f"{root}.txt 0", "fp", "parse", 1, "items")
+    journal.note_done(below, 0, "fp", "process", "items", 0, [result])
+    return below
+
+
+def test_what_lies_below_a_source_vanishes_with_it_and_not_before(store: ResultStore) -> None:
+    with opened(store) as journal:
+        a, b = write_below(journal, "a", 1), write_below(journal, "b", 2)
+        journal.note_done(token_below("", "key"), 0, "fp", "process", "unique", 0, [3])
+        assert journal.vanished() == []
+    # The list itself could not be read tonight.
+    with opened(store) as journal:
+        known(journal, "a")
+        journal.note_given("a", 0, "a.txt", "fp")
+        assert journal.vanished() == ["b.txt"]
+    with opened(store) as journal:
+        assert journal.vanished() == ["a.txt"]
+    with opened(store) as journal:
+        assert journal.vanished() == []
+        known(journal, "a")  # it came back, again without its list
+    with opened(store) as journal:
+        assert results(journal, a) == {0: 1}
+        segments, index = journal._segments, journal._segments.index
+        # Of what is gone nothing is kept, however many compactions that takes.
+        for _ in range(3):
+            index.forget_gone(set(segments._sizes))
+            segments._write_anew(set(segments._sizes))
+    with opened(store) as journal:
+        assert results(journal, a) == {0: 1}
+        kept = set(journal._segments.index.sources)
+        assert kept == {("a", 0), (a, 0), (token_below("", "key"), 0)}
+        assert (b, 0) not in kept
+
+
+def test_that_a_source_is_gone_outlives_all_that_lay_below_it(store: ResultStore) -> None:
+    with opened(store) as journal:
+        write_below(journal, "a", 1)
+        journal.flush()
+        (first,) = segments_of(store)
+    with opened(store) as journal:
+        assert journal.vanished() == ["a.txt"]
+    gone = set(segments_of(store)) - {first}
+    with opened(store) as journal:
+        for _ in range(2):
+            journal._segments.index.forget_gone(gone)
+            journal._segments._write_anew(gone)
+            gone = set(segments_of(store)) - {first}
+    with opened(store) as journal:
+        assert journal._segments.index.sources["a", 0].is_gone
+        assert journal.vanished() == []
 
 
 # -- storage -------------------------------------------------------------------------------------
