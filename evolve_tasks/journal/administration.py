@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from prefect.results import ResultStore, get_result_store
 
 from evolve_tasks.errors import InvalidInput
+from evolve_tasks.journal.identity import root_of
+from evolve_tasks.journal.index import Entry, Key
 from evolve_tasks.journal.journal import ABOUT
 from evolve_tasks.journal.lock import JournalLock, current_claim
 from evolve_tasks.journal.segments import Segments
@@ -26,8 +29,9 @@ class SourceInfo:
 
     Args:
         label: its name for people; untrusted text.
-        size: number of items when it was last expanded; `None` if that is not known.
-        done: number of items that have a result for the latest code.
+        size: number of items when it and what lies below it were last expanded; `None` if that
+            is not known.
+        done: how many of them have a result for the latest code.
         gone: it vanished, and that was reported.
     """
 
@@ -46,7 +50,7 @@ class JournalInfo:
         folder: its folder in the storage.
         sources: number of sources, without those that vanished.
         gone: number of sources that vanished.
-        items: number of items that have a result, for the latest code of each source.
+        items: number of items that have a result, for the latest code of each list.
         size_bytes: bytes in the storage.
         segments: number of files with records.
         last_run: when a run last opened it; `None` if it is not known.
@@ -226,7 +230,7 @@ def _info(files: Files, folder: str) -> JournalInfo | None:
         folder=folder,
         sources=sum(not source.gone for source in sources),
         gone=sum(source.gone for source in sources),
-        items=sum(source.done for source in sources),
+        items=sum(map(_done, segments.index.sources.values())),
         size_bytes=segments.size_bytes,
         segments=segments.count,
         last_run=_moment(about.get("last_run_s")),
@@ -253,13 +257,39 @@ def _read(files: Files) -> Segments:
 
 
 def _sources(segments: Segments) -> list[SourceInfo]:
+    below: dict[Key, list[Entry]] = {}
+    for (source, occurrence), entry in segments.index.sources.items():
+        below.setdefault((root_of(source), occurrence), []).append(entry)
     found = []
-    for entry in segments.index.sources.values():
-        done = entry.variants[0].ranges() if entry.variants else ()
-        size = entry.listings[0].size if entry.listings else None
-        count = sum(stop - start for start, stop in done)
-        found.append(SourceInfo(entry.label, size, count, entry.is_gone))
+    for key, entries in below.items():
+        root = segments.index.sources.get(key)
+        if root is None:
+            continue  # of items that are known by themselves no source is the only one
+        size = sum(entry.listings[0].size for entry in entries if entry.listings)
+        found.append(
+            SourceInfo(
+                root.label,
+                size if root.listings else None,
+                sum(map(_done, entries)),
+                root.is_gone,
+            )
+        )
     return sorted(found, key=lambda source: source.label)
+
+
+def _done(entry: Entry) -> int:
+    """How many items of a list have a result that holds for the list as it was last expanded."""
+    variants, most = entry.variants, sys.maxsize
+    if entry.listings:
+        newest = entry.listings[0]
+        most = newest.size
+        variants = [
+            variant
+            for variant in variants
+            if (variant.fingerprint, variant.items) == (newest.fingerprint, newest.items)
+        ]
+    ranges = variants[0].ranges() if variants else ()
+    return sum(min(stop, most) - start for start, stop in ranges if start < most)
 
 
 def _moment(seconds: Any) -> datetime | None:

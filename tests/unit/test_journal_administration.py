@@ -18,6 +18,7 @@ from evolve_tasks.journal import (
     journal_info,
     journal_sources,
     list_journals,
+    token_below,
 )
 
 EVIL = "\x1b[31mred\x1b[0m [bold]x[/bold]\nforged line\u202e"
@@ -53,6 +54,30 @@ def test_journals_are_listed_with_what_they_hold(store: ResultStore) -> None:
     assert datetime.now(UTC) - nightly.last_run < timedelta(minutes=5)
     assert journal_info("nightly", store) == nightly
     assert [source.done for source in journal_sources("nightly", store)] == [2, 2]
+
+
+def test_what_lies_below_a_source_is_counted_with_it(store: ResultStore) -> None:
+    with Journal.open("deep", store, holder="flow run brave-lion") as journal:
+        journal.note_given("a", 0, "a.txt", "fp")
+        for number in range(3):
+            below = token_below("a", [number])
+            journal.note_listed(below, 0, f"a.txt {number}", "fp", "parse", 5, "items")
+            journal.note_done(below, 0, "fp", "process", "items", 1, [1, 2])
+        # An item that is known by itself, and a source that is shorter now than it was.
+        journal.note_done(token_below("", "key"), 0, "fp", "process", "unique", 0, [1])
+        journal.note_done("b", 0, "fp", "process", "items", 0, [1, 2, 3])
+        journal.note_listed("b", 0, "b.txt", "fp", "parse", 2, "items")
+        journal.note_done("c", 0, "fp", "process", "items", 0, [1, 2, 3])
+        journal.note_listed("c", 0, "c.txt", "fp", "parse", 2, "other items")
+    told = [(one.label, one.size, one.done) for one in journal_sources("deep", store)]
+    assert told == [("a.txt", 15, 6), ("b.txt", 2, 2), ("c.txt", 2, 0)]
+    info = journal_info("deep", store)
+    assert (info.sources, info.gone, info.items) == (3, 0, 9)
+    with Journal.open("deep", store, holder="flow run brave-lion") as journal:
+        journal.known("b", 0, "fp", "parse", "process")
+        assert journal.vanished() == ["a.txt", "c.txt"]
+    info = journal_info("deep", store)
+    assert (info.sources, info.gone) == (1, 2)
 
 
 def test_a_journal_is_forgotten_and_no_other(store: ResultStore, tmp_path: Path) -> None:
