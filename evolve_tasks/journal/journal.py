@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,7 +14,7 @@ from prefect.results import ResultStore
 
 from evolve_tasks.errors import InvalidInput, JournalLost
 from evolve_tasks.journal.identity import is_below, is_sure
-from evolve_tasks.journal.index import Entry, Piece, Variant
+from evolve_tasks.journal.index import Entry, Piece, Place, Variant
 from evolve_tasks.journal.lock import Clock, JournalLock, Process
 from evolve_tasks.journal.records import Done, Gone, Listed, Record
 from evolve_tasks.journal.segments import SEGMENT, Segments, Values, is_results_of
@@ -106,6 +106,8 @@ class Journal:
         self._results: dict[tuple[str, int, str, str, str], list[tuple[int, list[Any]]]] = {}
         self._exit = ExitStack()
         self._unsaved: list[str] = []
+        # What could not be read, and the record itself if it is as it was written.
+        self._spoiled: list[tuple[Done, Place, Done | None]] = []
 
     @classmethod
     def open(
@@ -166,6 +168,7 @@ class Journal:
         with self._exit:
             if not isinstance(error, JournalLost):
                 self.flush()
+                self._mend()
 
     @property
     def damaged(self) -> list[str]:
@@ -402,8 +405,9 @@ class Journal:
             piece.serializer,
         )
         record = self._segments.read(piece.place)
-        problem = "altered"
+        problem, whole = "altered", None
         if isinstance(record, Done) and is_results_of(record, expected):
+            whole = replace(record, payload=b"")
             try:
                 return self._values.load(
                     record.serializer, record.payload, piece.stop - piece.start
@@ -415,7 +419,33 @@ class Journal:
             f"{piece.place.offset} can't be read ({problem}); they are done again"
         )
         self._segments.index.drop(expected, piece.place)
+        self._spoiled.append((expected, piece.place, whole))
         return None
+
+    def _mend(self) -> None:
+        """Remove results that could not be read and were done again."""
+        index = self._segments.index
+        segments: set[str] = set()
+        kept: list[tuple[Done, Place]] = []
+        for expected, place, whole in self._spoiled:
+            entry = index.sources.get((expected.source, expected.occurrence))
+            variant = entry and entry.variant(
+                expected.fingerprint, expected.process, expected.items
+            )
+            ranges = variant.ranges() if variant else ()
+            if any(start < expected.stop and expected.start < stop for start, stop in ranges):
+                segments.add(place.segment)
+            elif whole is not None:
+                kept.append((whole, place))  # a process with all its modules may read it yet
+        if not segments:
+            return
+        for whole, place in kept:
+            if place.segment in segments:
+                index.add(whole, place)
+        # All that was noted is written; where this fails a later run does it.
+        with suppress(OSError, JournalLost):
+            self._lock.require_held()
+            self._segments.mend(segments)
 
     def _done(
         self,

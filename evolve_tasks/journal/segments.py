@@ -121,6 +121,15 @@ class Segments:
             self.index.forget_gone(chosen)
             self._write_anew(chosen)
 
+    def mend(self, spoiled: set[str]) -> None:
+        """Write segments anew without what was dropped of them, as far as they are there.
+
+        Else the next run reads it first, and takes what came in its place for the same again.
+        """
+        chosen = (spoiled | self._broken) & self._sizes.keys()
+        if chosen:
+            self._write_anew(chosen)
+
     def remove_all(self) -> None:
         """Remove all segments, whatever is in them."""
         for name in self._files.names():
@@ -166,13 +175,16 @@ class Segments:
         self._broken -= chosen
 
     def _held(self, name: str) -> Iterable[tuple[Record, Place]]:
-        with self._files.opened(name) as stream:
-            for found in scan(stream, self._sizes[name]):
-                if isinstance(found, str):
-                    return
-                place = Place(name, found.offset, found.length)
-                if self.index.holds(found.record, place):
-                    yield found.record, place
+        try:
+            with self._files.opened(name) as stream:
+                for found in scan(stream, self._sizes[name]):
+                    if isinstance(found, str):
+                        return
+                    place = Place(name, found.offset, found.length)
+                    if self.index.holds(found.record, place):
+                        yield found.record, place
+        except FileNotFoundError:
+            return  # somebody removed it: there is nothing to copy
 
     def _write(self, blobs: Sequence[bytes]) -> str:
         self._last += 1

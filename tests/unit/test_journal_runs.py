@@ -443,6 +443,49 @@ def test_a_result_that_cannot_be_read_any_more_is_done_again(
         found = known(journal, "a")
         assert found is not None
         assert found.ranges == ((1, 2),)
+        # Not done again: whoever can read it may still have it.
+    with opened(store) as journal:
+        assert results(journal, "a") == {1: 1}
+        assert journal.damaged
+        journal.note_done("a", 0, "fp", "process", "items", 0, ["again"])
+    for _ in range(2):
+        with opened(store) as journal:
+            assert results(journal, "a") == {0: "again", 1: 1}
+            assert journal.damaged == []
+
+
+def test_what_cannot_be_read_stays_for_who_can_unless_it_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = local(tmp_path, serializer=PickleSerializer(picklelib="pickle"))
+    with opened(store) as journal:
+        write(journal, "a", [Vanishing(), Vanishing()])
+        write(journal, "b", [Vanishing()])
+        write(journal, "c", [3])
+    with monkeypatch.context() as without:
+        without.delitem(globals(), "Vanishing")
+        with opened(store) as journal:
+            assert results(journal, "a") == results(journal, "b") == {}
+            journal.note_done("a", 0, "fp", "process", "items", 1, ["again"])
+    with opened(store) as journal:
+        assert results(journal, "a") == {1: "again"}
+        assert isinstance(results(journal, "b")[0], Vanishing)
+        assert results(journal, "c") == {0: 3}
+        assert journal.damaged == []
+
+
+def test_a_segment_that_somebody_removed_is_borne(tmp_path: Path) -> None:
+    store = local(tmp_path)
+    with opened(store) as journal:
+        write(journal, "a", [1])
+    with opened(store) as journal:
+        (segment,) = segments_of(store)
+        files_of(store).remove(segment)
+        assert results(journal, "a") == {}
+        write(journal, "a", ["again"])
+    with opened(store) as journal:
+        assert results(journal, "a") == {0: "again"}
+        assert journal.damaged == []
 
 
 # -- damage --------------------------------------------------------------------------------------
