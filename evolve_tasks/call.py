@@ -80,6 +80,7 @@ class Call:
     key: Callable[[Any], Any] | None = None
     collecting: Collecting | None = None
     reducing: Reducing | None = None
+    journal: str | None = None  # its name
 
     @classmethod
     def checked(
@@ -131,6 +132,9 @@ class Call:
         if choice.strategy != "sequential":
             client = distributed.get_client() if nested else runner.client  # type: ignore[attr-defined]
             _refuse_workers_without_api(client, runner)
+        # Here and not where it is opened: calls that are awaited together are opened by threads,
+        # in any order. And last: a call that is refused has no number.
+        journal = _journal_of(context, resolved)
         return cls(
             sources,
             stages,
@@ -143,6 +147,7 @@ class Call:
             key=key,
             collecting=collecting,
             reducing=reducing,
+            journal=journal,
         )
 
     @contextmanager
@@ -306,18 +311,12 @@ class Call:
 
     def _resuming(self, stack: ExitStack, logger: Any) -> Resuming | None:
         """Take the journal, where there is to be one."""
-        name = self.options.journal
-        if not name:
+        name = self.journal
+        if name is None:
             return None
         context = FlowRunContext.get()
         assert context is not None, "it was checked before"
         assert context.flow_run is not None, "it was checked before"
-        if name is True:
-            # Prefect numbers the calls of a task here, anew for each attempt of the flow run.
-            numbers = context.task_run_dynamic_keys
-            number = int(numbers.get(_JOURNALS, 0))
-            numbers[_JOURNALS] = number + 1
-            name = f"flow run {context.flow_run.id}, {number}"
         holder = f"flow run {context.flow_run.name}"
         journal = stack.enter_context(Journal.open(name, get_result_store(), holder=holder))
         resuming = Resuming(
@@ -342,6 +341,18 @@ class Call:
             stack.callback(contexts.close)
         name = contexts.current()
         return name, contexts.around(name)
+
+
+def _journal_of(context: FlowRunContext, options: EvolveOptions) -> str | None:
+    """Name of the journal of a call; a flow run's own is known by the number of the call."""
+    if options.journal is not True:
+        return options.journal or None
+    assert context.flow_run is not None, "it was checked before"
+    # Prefect numbers the calls of a task here, anew for each attempt of the flow run.
+    numbers = context.task_run_dynamic_keys
+    number = int(numbers.get(_JOURNALS, 0))
+    numbers[_JOURNALS] = number + 1
+    return f"flow run {context.flow_run.id}, {number}"
 
 
 def _window(strategy: str, divided: bool, threads: int, in_flight: int | None) -> Window:

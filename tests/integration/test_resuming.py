@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,12 +27,14 @@ from evolve_tasks import (
     JournalBusy,
     More,
     Outcome,
+    aevolve,
     evolve,
     evolve_iter,
     file_fingerprint,
     forget_journal,
     list_journals,
 )
+from evolve_tasks.call import Call
 from tests.conformance.flows import in_flow
 from tests.integration.servers import prefect_environment
 
@@ -153,6 +157,39 @@ def test_retries_of_a_flow_run_resume(diary: Path, runner: Any) -> None:
         (4, 36),
         (10, 0),
     ]
+
+
+def test_calls_that_are_awaited_together_have_their_journals_in_each_attempt(
+    diary: Path, runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them is opened first: threads do that, in an order of their own."""
+    sources = [[(str(diary), 1)], [(str(diary), 2)]]
+    attempts: list[list[int]] = []
+    real, opened = Call.open, threading.Event()
+
+    def in_turn(call: Call) -> Any:
+        late = call.sources == sources[len(attempts) % 2]
+        assert not late or opened.wait(60)
+        here = real(call)
+        if not late:
+            opened.set()
+        return here
+
+    monkeypatch.setattr(Call, "open", in_turn)
+
+    @flow(task_runner=runner, retries=1)
+    async def nightly() -> None:
+        opened.clear()
+        with pytest.raises(InvalidInput):
+            await aevolve(3, ten, work, journal=True)  # type: ignore[arg-type]
+        options: Any = {"journal": True, "strategy": "sequential"}
+        both = await asyncio.gather(*(aevolve(one, ten, work, **options) for one in sources))
+        attempts.append([one.counts.resumed for one in both])
+        if len(attempts) == 1:
+            raise RuntimeError("again")
+
+    asyncio.run(nightly())
+    assert attempts == [[0, 0], [10, 10]]
 
 
 def test_only_changed_sources_are_worked_on_and_vanished_ones_are_told(
