@@ -92,7 +92,7 @@ class Losses:
             for failure in failures:
                 tell_lost(self.story, call, failure, run_id if recorded else None)
             if recorded:
-                upstream = self.under_way.parent_run(action, self.stages)
+                upstream = self.under_way.parent_run(action, call, self.stages)
                 label = f"{call.label} {action.start}"
                 self._give_up(action.stage, run_id, label, upstream, failures[0].message)
             return [

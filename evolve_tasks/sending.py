@@ -181,7 +181,7 @@ class Sending:
         recording = Recording(
             each=each,
             unit=uuid4() if not each and self.ledger.unit(is_task) else None,
-            upstream=self.under_way.parent_run(action, self.stages),
+            upstream=self.under_way.parent_run(action, parent, self.stages),
         )
         self.under_way.units[action.unit] = action, recording
         return recording

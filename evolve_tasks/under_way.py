@@ -42,14 +42,22 @@ class UnderWay:
             return lead.owner
         return self.calls[action.parent][action.offset]
 
-    def parent_run(self, action: Expand | Process, stages: Sequence[Stage]) -> UUID | None:
-        """The task run that gave the items of a unit; a plain function has none."""
+    def parent_run(
+        self, action: Expand | Process, parent: SourceCall, stages: Sequence[Stage]
+    ) -> UUID | None:
+        """The task run that gave the items of a unit; a plain function has none.
+
+        Args:
+            action: the unit.
+            parent: what gave its items.
+            stages: all stages.
+        """
         if (unit_run := self.unit_runs.get(action.parent)) is not None:
             return unit_run
-        lead = self.leads.get(action.parent, action.offset)
-        led = lead is not None and lead.owner is not None  # by an item of the last stage
-        gave = stages[-1] if led else stages[action.stage - 1]
-        return None if gave.task is None else self.parent(action).run_id
+        gave = [stages[action.stage - 1]]
+        if self.leads.get(action.parent, action.offset) is not None:
+            gave.append(stages[-1])  # or else it was given on the way
+        return parent.run_id if any(stage.task is not None for stage in gave) else None
 
     def released(self, unit: int) -> None:
         """Forget a unit, none of whose lists is open."""
