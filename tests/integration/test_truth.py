@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import distributed
 import pytest
 from prefect import flow, task
 from prefect.client.schemas.objects import TaskRun
@@ -172,7 +173,11 @@ def test_units_are_task_runs_and_failures_stand_alone(
 
 
 @pytest.mark.parametrize("strategy", ["as_completed", "nested"])
-def test_with_the_stock_runner(strategy: str, diary: Path, process_workers: str) -> None:
+def test_with_the_stock_runner(
+    strategy: str, diary: Path, process_workers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It takes any client of the process before its own, such as that of a worker in a thread.
+    monkeypatch.setattr(distributed.client, "_global_clients", {})
     runner = DaskTaskRunner(address=process_workers)
     runs = task_runs(run(runner, diary, strategy=strategy))
     assert executions(diary) == {"parse": 4, "process": ITEMS}
