@@ -42,9 +42,6 @@ PAUSE_S = 0.5
 _times: defaultdict[int, VirtualTime] = defaultdict(VirtualTime)
 _evened_out_s = 0.0  # when queues were evened out for the last time, on the loop's clock
 
-# What takes no thread any more, or not for now: it has ended, or waits beside the others.
-_OFF_ITS_THREAD = frozenset({"memory", "erred", "forgotten", "long-running"})
-
 # What a task counts at the most while nobody knows how long it takes: Dask's longest one may have
 # waited for others.
 LONGEST_S = 60.0
@@ -169,13 +166,10 @@ class RunWatch(SchedulerPlugin):
             task = self._scheduler.tasks[key]
             if task.host_restrictions == {NOWHERE}:
                 task.host_restrictions, task.loose_restrictions = None, False
-        if finish in _OFF_ITS_THREAD and key in self._expected_s:
+        if finish in ("memory", "erred", "forgotten") and key in self._expected_s:
             if key in self._due_s:
                 self._turns.begun(self._due_s.pop(key))
-            took_s = more.get("compute_duration")  # of what waits from now on
-            if took_s is None:
-                took_s = _computed_s(more.get("startstops"))
-            self._turns.took(self._expected_s.pop(key), took_s)
+            self._turns.took(self._expected_s.pop(key), _computed_s(more.get("startstops")))
         if self._scheduler is None or not self._scheduler.idle or self._evening_out is not None:
             return
         ended = start == "processing"  # its worker may be idle now
