@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from evolve_tasks.answers import Lost
 from evolve_tasks.collecting import Collecting, Ended
@@ -77,7 +77,9 @@ class Beside:
         if self.collecting is not None:
             self.collecting.begun(action, calls)
 
-    def expanded(self, action: Expand, offset: int, call: SourceCall, item: Any) -> None:
+    def expanded(
+        self, action: Expand, offset: int, call: SourceCall, item: Any, run: UUID | None
+    ) -> None:
         """Note that something was expanded; it may have given nothing.
 
         Args:
@@ -85,9 +87,10 @@ class Beside:
             offset: which of its items it was.
             call: what stood for it.
             item: an inner item itself, where these are collected.
+            run: its task run, if it has one.
         """
         if self.collecting is not None:
-            self.collecting.expanded(action, offset, call, item)
+            self.collecting.expanded(action, offset, call, item, run)
 
     def parts(self, index: Index, parts: Parts | None) -> None:
         """Take what consecutive items came to."""
@@ -147,7 +150,7 @@ class Beside:
         asked = self._asked[action.number]
         if isinstance(asked, Ended):
             each = self.ledger.beside(asked.by.stage.task is not None, of_source=True)
-            recording = Recording(each=each, upstream=asked.call.run_id)
+            recording = Recording(each=each, upstream=asked.run)
             try:
                 given = Packed.of(asked.given)
             except Exception as error:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 from evolve_tasks.core.actions import Expand, ItemDone
 from evolve_tasks.core.assembly import Assembly, Portion
@@ -42,6 +43,7 @@ class Ended:
     source: Any
     call: SourceCall
     given: tuple[Any, ...]  # what the function is called with
+    run: UUID | None  # the task run that expanded it
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class Collecting:
     collectors: Mapping[int, Collector]
     values: dict[int, dict[Index, tuple[Any, Any]]] = field(default_factory=dict)
     _open: dict[Index, Assembly] = field(default_factory=dict)
+    _runs: dict[Index, UUID] = field(default_factory=dict)  # that expanded what is open
     _inner: dict[tuple[int, int, int], _Inner] = field(default_factory=dict)  # by their place
 
     @property
@@ -99,21 +102,25 @@ class Collecting:
                 if (gathered := self._open.get(index[:length])) is not None:
                     gathered.add(portion)
 
-    def expanded(self, action: Expand, offset: int, call: SourceCall, item: Any) -> None:
-        """Note that something was expanded; it may have given nothing."""
+    def expanded(
+        self, action: Expand, offset: int, call: SourceCall, item: Any, run: UUID | None
+    ) -> None:
+        """Note that something was expanded, in a task run or not; it may have given nothing."""
         if not call.inner and 0 in self.collectors:
             self._open.setdefault(call.index, Assembly())
         place = action.parent, action.offset, action.start + offset
         if (inner := self._inner.get(place)) is not None:
             inner.item, inner.heard = item, True
+        if run is not None and call.index in self._open:
+            self._runs[call.index] = run
 
     def source_ended(self, source: Any, call: SourceCall) -> Ended | None:
         """What is to be collected of a source that has ended."""
-        gathered = self._open.pop(call.index, None)
+        gathered, run = self._open.pop(call.index, None), self._runs.pop(call.index, None)
         by = self.collectors.get(0)
         if gathered is None or by is None:
             return None  # it was not begun
-        return self._ended(by, gathered, source, source, call)
+        return self._ended(by, gathered, source, source, call, run)
 
     def item_ended(self, done: ItemDone, source_of: Callable[[SourceCall], Any]) -> Ended | None:
         """What is to be collected of an inner item that has ended."""
@@ -121,9 +128,11 @@ class Collecting:
         if inner is None:
             return None
         call, gathered = inner.call, self._open.pop(inner.call.index)
+        run = self._runs.pop(call.index, None)
         if not inner.heard:
             return None  # its worker died, and took along what it was
-        return self._ended(self.collectors[inner.of], gathered, inner.item, source_of(call), call)
+        by, source = self.collectors[inner.of], source_of(call)
+        return self._ended(by, gathered, inner.item, source, call, run)
 
     def answered(
         self, ended: Ended, answer: Any, lost: Failure | None
@@ -151,14 +160,19 @@ class Collecting:
 
     @staticmethod
     def _ended(
-        by: Collector, gathered: Assembly, item: Any, source: Any, call: SourceCall
+        by: Collector,
+        gathered: Assembly,
+        item: Any,
+        source: Any,
+        call: SourceCall,
+        run: UUID | None,
     ) -> Ended | None:
         failures = gathered.failures()
         if not by.with_failures and any(one.index == call.index for one in failures):
             return None
         results = gathered.values(call.position)
         given = (item, results, failures) if by.with_failures else (item, results)
-        return Ended(by, item, source, call, given)
+        return Ended(by, item, source, call, given, run)
 
 
 def _index(pair: tuple[Index, tuple[Any, Any]]) -> Index:

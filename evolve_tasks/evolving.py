@@ -286,7 +286,7 @@ class EvolvingRun:
             return self.arrived(answer)
         if isinstance(answer, Chunk):
             return self._gave(answer)
-        action, recording = self.under_way.units.pop(unit)
+        action, _ = self.under_way.units.pop(unit)
         if isinstance(action, Extra):
             if isinstance(answer, Lost) and answer.crashed:
                 self.deaths = True
@@ -326,8 +326,6 @@ class EvolvingRun:
                 self.ledger.foresee(core.expected_items)
                 return actions
             case Measure():
-                if answer.recorded and recording.unit is not None:
-                    self.under_way.unit_runs[unit] = recording.unit
                 return core.expanded(
                     unit,
                     self.known.resumed(action, [found_of(end) for end in answer.ends]),
@@ -369,7 +367,9 @@ class EvolvingRun:
             left = ranges([chunk.start + position for position in fresh])
             found = found._replace(ended=met, repeated=met, left=left)
         if found.ended < found.size:
-            self.under_way.leads.add(chunk.unit, [Lead(items, call, [], chunk.start)], place)
+            run = self.under_way.run_of(chunk.unit, call)
+            lead = Lead(items, call, [], chunk.start, run)
+            self.under_way.leads.add(chunk.unit, [lead], place)
         return self.core.gave(chunk.unit, chunk.offset, found)
 
     def complete(self, answers: Iterable[tuple[int, Answer]]) -> list[tuple[int, Answer]]:

@@ -11,7 +11,7 @@ from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.seen import KEY_BYTES
 from evolve_tasks.journal import items_token
 from evolve_tasks.known_before import KnownBefore
-from evolve_tasks.leads import Find, Lead
+from evolve_tasks.leads import Find, Lead, Runs
 from evolve_tasks.more import More
 from evolve_tasks.under_way import UnderWay
 from evolve_tasks.workers.calls import Discovery, SourceCall
@@ -39,13 +39,18 @@ class Following:
         return self._further.pop(unit, ())
 
     def found(
-        self, finds: list[Find], offset: int, call: SourceCall, discoveries: Sequence[Discovery]
+        self,
+        finds: list[Find],
+        offset: int,
+        call: SourceCall,
+        discoveries: Sequence[Discovery],
+        runs: Runs,
     ) -> dict[int, More]:
         """Note what items of a list have found; give it by position, without their results."""
         mores: dict[int, More] = {}
         for one in discoveries:
             items, at = one.items.value(), 0
-            finds.append(Find(offset, call, 1, one.stage, one.owners, items, one.keys))
+            finds.append(Find(offset, call, 1, one.stage, one.owners, items, one.keys, runs))
             for position, count in one.owners:
                 mores[position] = More(None, items[at : at + count], one.stage)
                 at += count
@@ -79,10 +84,12 @@ class Following:
                 new = range(len(find.items))
                 fresh = set(new if seen is None else seen.fresh(find.stage, find.keys))
                 for position, count in find.owners:
+                    run = find.runs.of(find.call, position)
                     for number in range(count):
                         if at in fresh:
                             lead.items.append(find.items[at])
                             lead.places.append((find.call, position, number))
+                            lead.runs.append(run)
                         at += 1
                 continue
             for position, count in find.owners:
@@ -105,7 +112,8 @@ class Following:
                         finds, find.offset, find.levels + 1, owner, recalled
                     )
                 self.known.note_keys(unit, first + len(leads), keys)
-                leads.append(Lead(items, owner, []))
+                run = find.runs.of(find.call, position)
+                leads.append(Lead(items, owner, [], run=run))
                 further.append(Further(self.known.last, found, find.offset, find.levels))
         for (offset, stage, levels), lead in together.items():
             if lead.items:

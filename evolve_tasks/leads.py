@@ -5,13 +5,33 @@ The last stage has found them, or a stage has given them before it had all of it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from evolve_tasks.core.actions import Found
-from evolve_tasks.workers.calls import SourceCall
+from evolve_tasks.workers.calls import SourceCall, item_run_id
 from evolve_tasks.workers.transport import Packed
+
+
+class Runs(NamedTuple):
+    """The task runs of items of one list.
+
+    Args:
+        own: positions of those that have one of their own.
+        together: the one that the others are part of; `None` if they are not part of any.
+    """
+
+    own: Collection[int] = ()
+    together: UUID | None = None
+
+    def of(self, call: SourceCall, position: int) -> UUID | None:
+        """The task run of an item of the list that `call` gave."""
+        return item_run_id(call.run_id, position) if position in self.own else self.together
+
+
+NO_RUNS = Runs()
 
 
 class Find(NamedTuple):
@@ -25,6 +45,7 @@ class Find(NamedTuple):
         owners: position of each item that found some, and how many it found; in order.
         items: all of them.
         keys: what stands for each, where they are compared.
+        runs: the task runs in which they were found.
     """
 
     offset: int
@@ -34,6 +55,7 @@ class Find(NamedTuple):
     owners: list[tuple[int, int]]
     items: list[Any]
     keys: bytes
+    runs: Runs = NO_RUNS
 
 
 class Share(NamedTuple):
@@ -67,16 +89,24 @@ class Lead:
         places: otherwise: what gave the item that found each, its position there, and which of
             its finds this one is.
         first: position of the first.
+        run: the task run that gave them, if it is the same for all and there is one.
+        runs: otherwise: that of each.
     """
 
     items: list[Any]
     owner: SourceCall | None
     places: list[tuple[SourceCall, int, int]]
     first: int = 0
+    run: UUID | None = None
+    runs: list[UUID | None] = field(default_factory=list)
 
     def above(self, position: int) -> SourceCall:
         """What gave the item that found one of them, or gave that itself."""
         return self.owner if self.owner is not None else self.places[position][0]
+
+    def run_above(self, position: int) -> UUID | None:
+        """The task run that gave one of them, if there is one."""
+        return self.run if self.owner is not None else self.runs[position]
 
     def calls(self, start: int, stop: int) -> tuple[SourceCall, ...]:
         """Some of the items, as what is expanded."""

@@ -92,7 +92,7 @@ class Losses:
             for failure in failures:
                 tell_lost(self.story, call, failure, run_id if recorded else None)
             if recorded:
-                upstream = self.under_way.parent_run(action, call, self.stages)
+                upstream = self.under_way.parent_run(action)
                 label = f"{call.label} {action.start}"
                 self._give_up(action.stage, run_id, label, upstream, failures[0].message)
             return [
@@ -116,7 +116,7 @@ class Losses:
             recorded = lost.crashed and self.stages[action.stage].task is not None
             tell_lost(self.story, call, failure, call.run_id if recorded else None)
             if recorded:
-                above = self.under_way.unit_runs.get(action.parent)
+                above = self.under_way.parent_run(action)
                 self._give_up(action.stage, call.run_id, call.label, above, failure.message)
             portions.append(Portion(call.position, source, 0, 0, [], [failure], inner=call.inner))
         return portions

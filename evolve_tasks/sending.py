@@ -30,7 +30,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.streaming import Chunk
-from evolve_tasks.workers.transport import NOTHING, Packed
+from evolve_tasks.workers.transport import NOTHING, Packed, try_journey
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ class Sending:
         unit = uuid4() if not each and self.ledger.unit(is_task) else None
         recording = Recording(each=each, unit=unit)
         self.under_way.units[action.unit] = action, recording
+        if is_task:
+            self.under_way.note_runs(action.unit, recording)
         sources = self.under_way.calls[action.unit]
         given = [None if call.known else source for source, call in entries]
         items, refused = self._packed(action.stage, sources, given)
@@ -113,6 +115,7 @@ class Sending:
     ) -> tuple[Packed, dict[int, Failure]]:
         """Sources as they travel; which of them cannot, and why, by their place."""
         try:
+            try_journey(sources)
             return Packed.of(sources), {}
         except Exception as error:
             together = error
@@ -120,7 +123,7 @@ class Sending:
         def refusal(offset: int, error: Exception) -> Failure:
             source = sources[offset]
             said = TypeError(
-                f"a source of type {type(source).__name__} cannot be pickled "
+                f"a source of type {type(source).__name__} cannot be pickled and unpickled "
                 f"({type(error).__name__}: {error}), so it cannot be sent to a worker; give a "
                 "name or address instead and open it in the expanding stage"
             )
@@ -130,7 +133,7 @@ class Sending:
         refused = {}
         for offset, source in enumerate(sources):
             try:
-                Packed.of(source)
+                try_journey(source)
             except Exception as error:
                 refused[offset] = refusal(offset, error)
         try:
@@ -143,7 +146,7 @@ class Sending:
     def process(self, action: Process) -> ProcessCall:
         """What to send for a `Process`."""
         parent = self.under_way.parent(action)
-        recording = self._recording(action, parent)
+        recording = self._recording(action)
         part = self._part(action, parent)
         lead = self.under_way.leads.get(action.parent, action.offset)
         items = None if lead is None else lead.packed(action.start, action.stop)
@@ -162,7 +165,7 @@ class Sending:
             part, items = self._part(action, parent), NOTHING
         self.under_way.calls[action.unit] = sources
         self.beside.begun(action, sources)
-        recording = self._recording(action, parent)
+        recording = self._recording(action)
         return ExpandCall(
             stage=action.stage,
             sources=sources,
@@ -174,16 +177,18 @@ class Sending:
             stream=self.streams.call(action.unit, action.stage, sources),
         )
 
-    def _recording(self, action: Expand | Process, parent: SourceCall) -> Recording:
+    def _recording(self, action: Expand | Process) -> Recording:
         """What Prefect sees of a unit of items."""
         is_task = self.stages[action.stage].task is not None
         each = self.ledger.each_item(action.stop - action.start, is_task, self.core.expected_items)
         recording = Recording(
             each=each,
             unit=uuid4() if not each and self.ledger.unit(is_task) else None,
-            upstream=self.under_way.parent_run(action, parent, self.stages),
+            upstream=self.under_way.parent_run(action),
         )
         self.under_way.units[action.unit] = action, recording
+        if is_task and isinstance(action, Expand):
+            self.under_way.note_runs(action.unit, recording)
         return recording
 
     def _part(self, action: Expand | Process, parent: SourceCall) -> Part:

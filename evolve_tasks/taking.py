@@ -16,7 +16,7 @@ from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.feeding import Arrival
 from evolve_tasks.following import Following
 from evolve_tasks.known_before import KnownBefore
-from evolve_tasks.leads import Find
+from evolve_tasks.leads import Find, Runs
 from evolve_tasks.losses import Losses
 from evolve_tasks.outcome import Failure
 from evolve_tasks.report import Story
@@ -139,7 +139,10 @@ class Taking:
                 tell_batch(self.story, parent, action.start, action.stop, answer)
                 keys = self.known.keys(action.parent, action.offset)
                 finds: list[Find] = []
-                portions = self._portion(finds, 0, parent, action.start, action.stop, answer, keys)
+                whole = recording.unit if answer.unit_recorded else None
+                portions = self._portion(
+                    finds, 0, parent, action.start, action.stop, answer, whole, keys
+                )
                 return portions + self.following.follow(finds, unit, 0)
             case Measure():
                 self._tell_expansion(action, answer)
@@ -155,8 +158,9 @@ class Taking:
                     call = self.under_way.calls[unit][batch.offset]
                     tell_batch(self.story, call, batch.start, batch.stop, batch.result)
                     self._note_batch(batch.run_id, call, batch.start, batch.stop, batch.result)
+                    whole = batch.run_id if batch.result.unit_recorded else None
                     portions += self._portion(
-                        finds, batch.offset, call, batch.start, batch.stop, batch.result
+                        finds, batch.offset, call, batch.start, batch.stop, batch.result, whole
                     )
                 return portions + self.following.follow(finds, unit, action.stop - action.start)
             case Lost():
@@ -183,13 +187,15 @@ class Taking:
         start: int,
         stop: int,
         batch: BatchResult,
+        whole: UUID | None,
         keys: bytes = b"",
     ) -> list[Portion]:
         source = self.under_way.source(call)
         self._note_items(call, batch.recorded, batch.failures)
         failures = [replace(failure, source=source) for failure in batch.failures]
         values, stop = batch.values.value(), stop - batch.not_run
-        mores = self.following.found(finds, offset, call, batch.discoveries)
+        runs = Runs(set(batch.recorded), whole)
+        mores = self.following.found(finds, offset, call, batch.discoveries, runs)
         self.beside.parts(call.index, batch.parts)
         portion = Portion(call.position, source, start, stop, values, failures, inner=call.inner)
         if len(values) + len(failures) < stop - start:
@@ -215,8 +221,10 @@ class Taking:
             zip(calls, measure.ends, values, strict=True)
         ):
             source = self.under_way.source(call)
+            run = self.under_way.run_of(action.unit, call) or (call.run_id if end.has_run else None)
             if call.known or not end.skipped:
-                self.beside.expanded(action, offset, call, items[offset])
+                known_run = None if call.known else run
+                self.beside.expanded(action, offset, call, items[offset], known_run)
             self.beside.parts(call.index, end.parts)
             portions += self.known.take_over(finds, action, offset, call, end)
             if call.known:
@@ -236,7 +244,8 @@ class Taking:
                     [replace(failure, source=source) for failure in failures],
                     inner=call.inner,
                 )
-                mores = self.following.found(finds, offset, call, end.discoveries)
+                runs = Runs(set(end.recorded), run)
+                mores = self.following.found(finds, offset, call, end.discoveries, runs)
                 if len(worked_out) < end.ended - end.not_run - len(end.failures):
                     portions.append(portion)  # results are combined where they are
                 else:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.leads import Leads
-from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import Recording, SourceCall
 
 
@@ -21,7 +19,8 @@ class UnderWay:
         sources: each source that is open, and what stands for it, by position.
         units: what is in flight, and what Prefect sees of it, by unit.
         calls: what each unit expanded whose lists may be open.
-        unit_runs: the task run of each unit that has open lists.
+        unit_runs: the task run of each unit that may have open lists.
+        each: units that may have open lists, and each part of which has a task run of its own.
         leads: the lists that came to the flow.
     """
 
@@ -29,6 +28,7 @@ class UnderWay:
     units: dict[int, tuple[Expand | Process | Extra, Recording]] = field(default_factory=dict)
     calls: dict[int, tuple[SourceCall, ...]] = field(default_factory=dict)
     unit_runs: dict[int, UUID] = field(default_factory=dict)
+    each: set[int] = field(default_factory=set)
     leads: Leads = field(default_factory=Leads)
 
     def source(self, call: SourceCall) -> Any:
@@ -42,25 +42,29 @@ class UnderWay:
             return lead.owner
         return self.calls[action.parent][action.offset]
 
-    def parent_run(
-        self, action: Expand | Process, parent: SourceCall, stages: Sequence[Stage]
-    ) -> UUID | None:
-        """The task run that gave the items of a unit; a plain function has none.
+    def parent_run(self, action: Expand | Process) -> UUID | None:
+        """The task run that gave the items of a unit; not everything has one."""
+        if action.parent < 0:
+            return None
+        lead = self.leads.get(action.parent, action.offset)
+        if lead is not None:
+            return lead.run_above(action.start)
+        return self.run_of(action.parent, self.calls[action.parent][action.offset])
 
-        Args:
-            action: the unit.
-            parent: what gave its items.
-            stages: all stages.
-        """
-        if (unit_run := self.unit_runs.get(action.parent)) is not None:
-            return unit_run
-        gave = [stages[action.stage - 1]]
-        if self.leads.get(action.parent, action.offset) is not None:
-            gave.append(stages[-1])  # or else it was given on the way
-        return parent.run_id if any(stage.task is not None for stage in gave) else None
+    def run_of(self, unit: int, call: SourceCall) -> UUID | None:
+        """The task run of something that a unit has expanded, if it had one."""
+        return call.run_id if unit in self.each else self.unit_runs.get(unit)
+
+    def note_runs(self, unit: int, recording: Recording) -> None:
+        """Note what of an expanding unit is a task run, before anything is asked of it."""
+        if recording.unit is not None:
+            self.unit_runs[unit] = recording.unit
+        elif recording.each:
+            self.each.add(unit)
 
     def released(self, unit: int) -> None:
         """Forget a unit, none of whose lists is open."""
         self.unit_runs.pop(unit, None)
+        self.each.discard(unit)
         self.calls.pop(unit, None)
         self.leads.release(unit)

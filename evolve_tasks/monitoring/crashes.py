@@ -30,6 +30,7 @@ from prefect.client.schemas.sorting import TaskRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.utilities.engine import emit_task_run_state_change_event
 
+from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.monitoring.recording import unrecorded_after
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import GivenUp, Recorded
@@ -48,10 +49,16 @@ def record_given_up(given_up: Sequence[GivenUp]) -> list[UUID]:
     Returns:
         The ids of the task runs.
     """
+    known = _known([one.run_id for one in given_up])  # if it ran for more than a moment
     for one in given_up:
-        task_run = new_task_run(one.task, run_id=one.run_id, name=one.name, upstream=one.upstream)
-        # Its worker was asked to run it as often as it may take workers down.
-        _end(task_run, Crashed(message=one.message))
+        task_run = known.get(one.run_id) or new_task_run(
+            one.task, run_id=one.run_id, name=one.name, upstream=one.upstream
+        )
+        state: State[Any] = Crashed(message=one.message)
+        if task_run.start_time is None:  # its worker died before it could say when it began
+            task_run.start_time = cast(Any, state.timestamp)
+        task_run.run_count = MOST_DEATHS
+        _end(task_run, state)
     return [one.run_id for one in given_up]
 
 

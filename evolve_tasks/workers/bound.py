@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -39,11 +40,21 @@ SIGNALS: tuple[type[BaseException], ...] = (KeyboardInterrupt, PrefectSignal, Ex
 
 @dataclass(slots=True)
 class Ran:
-    """How one item ended; the value of one that failed is what it had given before."""
+    """How one item ended.
+
+    Args:
+        value: what came of it; if it failed, what it had given before.
+        error: why it failed, if it did.
+        attempts: how often it was tried.
+        began: when, if it failed, in seconds since the epoch.
+        ended: when it had failed for good.
+    """
 
     value: Any = None
     error: BaseException | None = None
     attempts: int = 1
+    began: float = 0.0
+    ended: float = 0.0
 
 
 class BoundStage:
@@ -114,7 +125,7 @@ class BoundStage:
         """Call the function alone."""
         with kept() as here:
             try:
-                value = self.function(*self._arguments(item))
+                value = self.function(*self.arguments(item))
                 if inspect.iscoroutine(value):
                     value = run_coroutine(value)
                 value = self.check(value)
@@ -126,7 +137,8 @@ class BoundStage:
                 return Ran(self._before(here), error=error)
         return Ran(value=value)
 
-    def _arguments(self, item: Any) -> tuple[Any, ...]:
+    def arguments(self, item: Any) -> tuple[Any, ...]:
+        """What the function is called with for an item."""
         return item if self._spread else (item,)
 
     def _before(self, here: Kept) -> list[Any]:
@@ -151,7 +163,7 @@ class BoundStage:
         with kept() as here:
             try:
                 # The engines leave context variables behind in async runs; a copy takes them along.
-                value = copy_context().run(run, self.task, self._arguments(item), task_run)
+                value = copy_context().run(run, self.task, self.arguments(item), task_run)
             except self._signals:
                 raise
             except BaseException as error:
@@ -216,6 +228,13 @@ class UnitContext:
 
     def run(self, item: Any, run_id: UUID, name: str) -> Ran:
         """Run the stage on one source or item."""
+        began = time.time()
+        ran = self._run(item, run_id, name)
+        if ran.error is not None:
+            ran.began, ran.ended = began, time.time()
+        return ran
+
+    def _run(self, item: Any, run_id: UUID, name: str) -> Ran:
         bound, recording = self._bound, self._recording
         if not self.named:
             return bound.call(item)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
-from uuid import UUID
 
 import anyio.from_thread
 from prefect import Task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
@@ -30,7 +31,7 @@ from prefect.utilities.engine import emit_task_run_state_change_event, should_lo
 from evolve_tasks.workers.announcing import Announcement, afterwards, announcer
 from evolve_tasks.workers.failing import made_speakable
 from evolve_tasks.workers.prints import prints_heard
-from evolve_tasks.workers.task_runs import enter_state, new_task_run
+from evolve_tasks.workers.task_runs import enter_state
 from evolve_tasks.workers.timed import TimedThreads
 
 R = TypeVar("R")
@@ -438,35 +439,82 @@ class _QuietAsyncEngine(_AsyncEngine):
         """A line for each item would bury the log of the source."""
 
 
+class _RetellingEngine(_BriefSyncEngine):
+    """Prefect's engine for what has failed already: it only says so, with the times of then."""
+
+    error: BaseException
+    began: datetime
+    ended: datetime
+    tags: list[str]
+
+    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        assert self.task_run is not None
+        self.task_run.tags = self.tags
+        if state.is_running():
+            state.timestamp = self.began
+            self.task_run.start_time = cast(Any, self.began)
+        elif state.is_final():
+            state.timestamp = self.ended
+        return super().set_state(state, force)
+
+    def _set_custom_task_run_name(self) -> None:
+        # Whatever a function that makes names raises: there is a name already.
+        with suppress(Exception):
+            super()._set_custom_task_run_name()  # type: ignore[no-untyped-call]
+
+    def call_task_fn(self, transaction: Transaction) -> Any:
+        raise self.error
+
+
 def record_failure(
-    task: Task[..., Any], *, run_id: UUID, name: str, upstream: UUID | None, error: BaseException
+    task: Task[..., Any],
+    arguments: tuple[Any, ...],
+    task_run: TaskRun,
+    error: BaseException,
+    *,
+    attempts: int,
+    began: float,
+    ended: float,
 ) -> None:
-    """Give an item that failed unrecorded a failed task run of its own."""
+    """Give an item that failed unrecorded a failed task run of its own.
 
-    def failed_before(*_: Any, **__: Any) -> None:
-        raise error
-
+    Args:
+        task: the task.
+        arguments: what it was called with, which its name may be made of.
+        task_run: its task run.
+        error: why it failed.
+        attempts: how often it was tried.
+        began: when, in seconds since the epoch.
+        ended: when it had failed for good.
+    """
+    # What there was to run and to do for it has been run and done.
     stand_in = Task(
-        fn=failed_before,
+        fn=task.fn,
         name=task.name,
-        tags=task.tags,
         version=task.version,
         retries=0,
+        task_run_name=task.task_run_name,
         # Prefect says it in the state of a task run whose time was over.
         timeout_seconds=task.timeout_seconds,
         persist_result=False,
+        cache_policy=NO_CACHE,
     )
     stand_in.task_key = task.task_key
-    task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
-    threads = TimedThreads()
-    engine = _BriefSyncEngine(task=stand_in, parameters={}, task_run=task_run)
-    engine.check = lambda value: value
-    engine.threads = threads
+    engine = _RetellingEngine(
+        task=stand_in, parameters=call_parameters(task, arguments), task_run=task_run
+    )
+    engine.error = error
+    engine.began = datetime.fromtimestamp(began, UTC)
+    engine.ended = datetime.fromtimestamp(max(began, ended), UTC)
+    assert task_run.state is not None
+    task_run.state.timestamp = engine.began
+    task_run.expected_start_time = cast(Any, engine.began)
+    task_run.run_count = attempts - 1
+    # A tag may be a limit on concurrency, in which its item has had its place.
+    engine.tags, task_run.tags = task_run.tags, []
     try:
         _run_sync(engine)
     except BaseException as raised:
         # As SystemExit does, which Prefect takes for a crash and raises again.
         if raised is not error:
             raise
-    finally:
-        threads.close()

@@ -13,7 +13,6 @@ from typing import Any, ParamSpec, TypeVar
 from uuid import UUID, uuid4
 
 from distributed import get_worker
-from distributed.protocol.pickle import dumps, loads
 
 from evolve_tasks.journal import items_token
 from evolve_tasks.naming import label_of
@@ -49,12 +48,14 @@ from evolve_tasks.workers.keys import keys_of
 from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks, number_of
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.streaming import Flusher, Line, Stream
+from evolve_tasks.workers.task_runs import new_task_run
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
     NOTHING,
     Packed,
     Unpicklable,
     require_picklable,
+    try_journey,
 )
 from evolve_tasks.workers.unit_runs import OpenRun, run_as_unit
 
@@ -198,9 +199,10 @@ class Runtime:
                     if end.given + end.size:
                         end.failure = after_some(end.failure, end.given + end.size)
                     if self._needs_own_run(bound, call.recording):
-                        error = one.ran.error
                         upstream = call.recording.upstream
-                        self._record_failure(bound, source.run_id, source.label, upstream, error)
+                        self._record_failure(
+                            bound, source.run_id, source.label, upstream, one.item, one.ran
+                        )
                         end.has_run = True
             if one.worked_on is not None:
                 end.discoveries = self._discoveries(one.worked_on, 0)
@@ -387,7 +389,7 @@ class Runtime:
         failure = self._failed(bound, source.index, given[0], ran)
         if self._needs_own_run(bound, call.recording):
             upstream = call.recording.upstream
-            self._record_failure(bound, call.run_id, source.label, upstream, ran.error)
+            self._record_failure(bound, call.run_id, source.label, upstream, given, ran)
             recorded = True
         return Collected(NOTHING, failure, recorded, span)
 
@@ -508,7 +510,7 @@ class Runtime:
             if self._needs_own_run(bound, recording):
                 run_id = item_run_id(source.run_id, position)
                 label = self._label(source, position, item)
-                self._record_failure(bound, run_id, label, upstream, ran.error)
+                self._record_failure(bound, run_id, label, upstream, item, ran)
                 recorded.append(position)
         return failures, recorded
 
@@ -521,11 +523,23 @@ class Runtime:
         run_id: UUID,
         label: str,
         upstream: UUID | None,
-        error: BaseException,
+        item: Any,
+        ran: Ran,
     ) -> None:
         assert bound.task is not None
-        name = f"{bound.stage.name}[{label}]"
-        record_failure(bound.task, run_id=run_id, name=name, upstream=upstream, error=error)
+        assert ran.error is not None
+        task_run = new_task_run(
+            bound.task, run_id=run_id, name=f"{bound.stage.name}[{label}]", upstream=upstream
+        )
+        record_failure(
+            bound.task,
+            bound.arguments(item),
+            task_run,
+            ran.error,
+            attempts=ran.attempts,
+            began=ran.began,
+            ended=ran.ended,
+        )
 
     def _failed(self, bound: BoundStage, index: tuple[int, ...], item: Any, ran: Ran) -> Failure:
         assert ran.error is not None
@@ -555,13 +569,8 @@ def unit_name(stage: Stage, call: ExpandCall) -> str:
 
 def _refuse_unpicklable(stage: str, ended: Sequence[Ran]) -> None:
     """Make failures of values that cannot travel."""
-    values = [ran.value for ran in ended if ran.error is None]
-    # Exceptions with arguments of their own often pickle and then cannot be unpickled.
-    suspicious = any(isinstance(value, BaseException) for value in values)
     try:
-        payload = dumps(values)
-        if suspicious:
-            loads(payload)
+        try_journey([ran.value for ran in ended if ran.error is None])
     except Exception:
         # One of them is at fault; the way to find out which is to try each.
         for ran in ended:

@@ -62,8 +62,27 @@ class Unpacked(Packed):
 NOTHING = Packed.of([])
 
 
+# What these pickle to can be unpickled anywhere.
+PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+
+
+def try_journey(value: Any) -> None:
+    """Pickle and unpickle a value: some objects fail only on the way back.
+
+    As exceptions do that pass on other arguments than they take. Whoever unpickled a whole batch
+    could not tell which of its values is at fault.
+
+    Raises:
+        Exception: whatever pickling or unpickling it raises.
+    """
+    payload = dumps(value)
+    kinds = {*map(type, value)} if type(value) in (list, tuple) else {type(value)}
+    if not kinds <= PLAIN:
+        loads(payload)
+
+
 class Unpicklable(TypeError):
-    """A value that cannot be pickled, so it cannot travel between processes."""
+    """A value that cannot be pickled and unpickled, so it cannot travel between processes."""
 
 
 def require_picklable(stage: str, value: Any) -> None:
@@ -74,12 +93,10 @@ def require_picklable(stage: str, value: Any) -> None:
             locks and connections where they are used.
     """
     try:
-        payload = dumps(value)
-        if isinstance(value, BaseException):
-            loads(payload)  # exceptions with arguments of their own often fail only here
+        try_journey(value)
     except Exception as error:
         raise Unpicklable(
             f"{stage} returned a value of type {type(value).__name__} that cannot be pickled "
-            f"({type(error).__name__}: {error}); return plain values, and open files, locks or "
-            "connections where they are used"
+            f"and unpickled ({type(error).__name__}: {error}); return plain values, and open "
+            "files, locks or connections where they are used"
         ) from error

@@ -131,6 +131,53 @@ def test_a_value_that_cannot_be_unpickled_fails_alone(strategy: str, runner: Any
     assert "Picky" in outcome.failures[0].message
 
 
+class Stray:
+    """Pickles, and raises when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+
+def gives_stray(x: int) -> Any:
+    """One value in three that has something in it that cannot be unpickled."""
+    return {"found": [Stray()]} if x == 1 else x
+
+
+def gives_strays(source: int) -> list[Any]:
+    """Items that cannot travel, from one source in three."""
+    return [Stray()] if source == 1 else [source]
+
+
+def of_any_kind(source: Any) -> list[int]:
+    return [1]
+
+
+def test_what_is_in_a_value_and_cannot_be_unpickled_fails_alone(strategy: str, runner: Any) -> None:
+    outcome = in_flow(
+        runner,
+        lambda: evolve([3], range, gives_stray, strategy=strategy, on_failure="ignore"),
+    )
+    assert outcome.results == [0, 2]
+    assert "gives_stray returned a value of type dict" in outcome.failures[0].message
+    outcome = in_flow(
+        runner,
+        lambda: evolve(range(3), gives_strays, abs, strategy=strategy, on_failure="ignore"),
+    )
+    assert outcome.results == [0, 2]
+    assert "gives_strays returned a value of type list" in outcome.failures[0].message
+
+
+def test_a_source_that_cannot_be_unpickled_fails_alone(strategy: str, runner: Any) -> None:
+    sources = [0, {"in": Stray()}, 2]
+    outcome = in_flow(
+        runner,
+        lambda: evolve(sources, of_any_kind, abs, strategy=strategy, on_failure="ignore"),
+    )
+    assert outcome.results == [1, 1]
+    assert [failure.index for failure in outcome.failures] == [(1,)]
+    assert "cannot be pickled and unpickled" in outcome.failures[0].message
+
+
 def test_results_come_while_the_next_source_is_awaited(strategy: str, runner: Any) -> None:
     """A source that waits for the results of the ones before it is not waited for."""
     seen: list[int] = []
