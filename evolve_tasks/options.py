@@ -63,22 +63,26 @@ class Limits(_Frozen):
     in_flight: int | None = Field(
         default=None,
         ge=1,
+        strict=True,
         description="Items submitted and unfinished at a time, from 1. None: four units of work "
         "for each worker thread, at least 16.",
     )
     buffered: int = Field(
         default=10_000,
         ge=1,
+        strict=True,
         description="Items discovered, not yet submitted, from 1; beyond it nothing is expanded.",
     )
     max_items: int | None = Field(
         default=None,
         ge=1,
+        strict=True,
         description="Items in the whole run; what is found beyond them is left. Empty: no limit.",
     )
     max_depth: int | None = Field(
         default=None,
         ge=1,
+        strict=True,
         description="Levels of recursion, from 1; what lies deeper is left. Empty: no limit.",
     )
     in_flight_variable: str | None = Field(
@@ -227,11 +231,15 @@ class EvolveOptions(_Frozen):
         "batches. sources: no item is one.",
     )
     record_budget: int = Field(
-        default=500, ge=0, description="Task runs that auto may spend on items, from 0."
+        default=500,
+        ge=0,
+        strict=True,
+        description="Task runs that auto may spend on items, from 0.",
     )
     events_per_minute: int | None = Field(
         default=None,
         ge=2,
+        strict=True,
         description="Pace of auto in events and log lines, two for each task run, from 2. None: "
         "6,000, on Prefect Cloud 1,500.",
     )

@@ -64,8 +64,9 @@ class Resuming:
         self._seen: Counter[str] = Counter()
         self._open: dict[int, dict[tuple[int, ...], _Source]] = {}  # by source, and from it down
         self._unknown = 0
-        # Another function may call others the same: what it says is not what was said before.
-        self._key = "key" if key is None else stage_token(key)
+        # An item that is its own key is all that its result depends on. With a function it may be
+        # another one when other code has found it, and another function may call others the same.
+        self._key = "key" if key is None else f"{stage_token(key)} {self._parse}"
 
     def arrived(self, position: int, source: Any, label: str) -> tuple[int, Recalled] | None:
         """Take in a source; give its size and all its results if it need not be worked on."""

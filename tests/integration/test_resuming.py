@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -483,3 +484,24 @@ def test_two_clusters_one_journal(diary: Path) -> None:
         with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
             outcome = in_flow(EvolveTaskRunner(cluster=cluster), body)
         assert outcome.counts.resumed == resumed
+
+
+def test_changed_parsing_gives_items_of_the_same_key_anew(tmp_path: Path, runner: Any) -> None:
+    def two(source: str) -> list[tuple[str, int]]:
+        return [(f"{source}{number}", 1) for number in range(2)]
+
+    def two_changed(source: str) -> list[tuple[str, int]]:
+        return [(f"{source}{number}", 2) for number in range(2)]
+
+    def second(item: tuple[str, int]) -> int:
+        return item[1]
+
+    def night(parse: Any) -> Outcome:
+        options: Any = {"journal": str(tmp_path), "unique": True, "strategy": "sequential"}
+        return in_flow(runner, lambda: evolve(["a"], parse, second, key=itemgetter(0), **options))
+
+    assert night(two).results == [1, 1]
+    again = night(two)
+    assert (again.results, again.counts.resumed) == ([1, 1], 2)
+    changed = night(two_changed)
+    assert (changed.results, changed.counts.resumed) == ([2, 2], 0)

@@ -98,6 +98,12 @@ def test_an_in_flight_that_is_no_whole_number(value: Any) -> None:
     assert_says(refusal(in_flight=value), "in_flight", "integer", repr(value))
 
 
+@pytest.mark.parametrize("value", [True, 2.0, "2"])
+@pytest.mark.parametrize("option", ["in_flight", "record_budget", "events_per_minute"])
+def test_a_number_that_is_meant_otherwise(option: str, value: Any) -> None:
+    assert_says(refusal(**{option: value}), option, "integer", repr(value))
+
+
 @pytest.mark.parametrize("value", [0, -1, -10_000])
 def test_a_batch_below_one(value: int) -> None:
     message = refusal(batch=value)
