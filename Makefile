@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Many processes are started, and each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
@@ -33,7 +36,8 @@ unit: $(READY)
 
 # The whole conformance suite in each combination of batch and record: half an hour.
 matrix: $(READY)
-	EVOLVE_MATRIX=1 $(BIN)/python -m pytest --numprocesses 2 tests/conformance/test_batches_and_records.py
+	EVOLVE_MATRIX=1 $(BIN)/python -m pytest --numprocesses 2 \
+		tests/conformance/test_batches_and_records.py tests/conformance/test_item_semantics.py
 
 # A hundred rounds in which workers, flows, the scheduler and the API are killed; prints a table.
 soak: $(READY)
