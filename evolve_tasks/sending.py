@@ -30,7 +30,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.streaming import Chunk
-from evolve_tasks.workers.transport import NOTHING, Packed, try_journey
+from evolve_tasks.workers.transport import NOTHING, Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,7 @@ class Sending:
     ) -> tuple[Packed, dict[int, Failure]]:
         """Sources as they travel; which of them cannot, and why, by their place."""
         try:
-            try_journey(sources)
-            return Packed.of(sources), {}
+            return Packed.tried(sources), {}
         except Exception as error:
             together = error
 
@@ -133,7 +132,7 @@ class Sending:
         refused = {}
         for offset, source in enumerate(sources):
             try:
-                try_journey(source)
+                Packed.tried(source)
             except Exception as error:
                 refused[offset] = refusal(offset, error)
         try:

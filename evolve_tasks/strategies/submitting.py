@@ -62,9 +62,11 @@ IDLE_S = 5.0
 # An expansion's Dask priority.
 TURNS: Final = {Turn.BEHIND: EXPAND, Turn.AMONG: PROCESS, Turn.BEFORE: SOON}
 
-# A list that is so many times as long as a batch of it does not travel as a whole: cutting the
-# batch out costs a Dask task of its own, about a millisecond.
+# A list that is so many times as long as a batch of it does not travel as a whole, if it is not
+# small: cutting the batch out costs a Dask task of its own, about a millisecond, and waits until a
+# thread of the worker that has the list is free.
 LONG = 4
+SMALL = 32_768  # bytes: no more than what Dask says in a few messages about a task
 
 
 class Submitter:
@@ -87,7 +89,7 @@ class Submitter:
         self._stages = spec.stages
         self._spec = spec
         self._expansions: dict[int, Future[Any]] = {}
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}  # items and bytes, by the unit that gave them
         self._calls: dict[int, tuple[ExpandCall, int]] = {}  # and whose list it expands
         self._orphans: dict[tuple[int, int], list[Orphans]] = {}
         self._permits: dict[int, Queue] = {}
@@ -216,7 +218,8 @@ class Submitter:
     def _part(self, unit: int, parent: int, part: Part) -> Future[Any]:
         """What a unit takes its items from."""
         found = self._list(parent)
-        if self._sizes.get(parent, 0) < LONG * (part.stop - part.start):
+        count, nbytes = self._sizes.get(parent, (0, 0))
+        if count < LONG * (part.stop - part.start) or nbytes <= SMALL:
             return found
         # Wherever the unit runs, it gets its slice alone.
         return self.client.submit(
@@ -257,8 +260,9 @@ class Submitter:
 
     def measured(self, unit: int, measure: Measure) -> None:
         """Note how much stays on the workers."""
-        self._sizes[unit] = sum(end.size - end.ended for end in measure.ends)
-        if self._calls[unit][0].stream is not None and self._sizes[unit]:
+        left = sum(end.size - end.ended for end in measure.ends)
+        self._sizes[unit] = left, measure.nbytes
+        if self._calls[unit][0].stream is not None and left:
             self._marked = True
             kept = [offset for offset, end in enumerate(measure.ends) if not end.given]
             mark_kept(self.client, self._run, unit, kept)

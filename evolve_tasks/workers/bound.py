@@ -46,15 +46,15 @@ class Ran:
         value: what came of it; if it failed, what it had given before.
         error: why it failed, if it did.
         attempts: how often it was tried.
-        began: when, if it failed, in seconds since the epoch.
-        ended: when it had failed for good.
+        began: when, in seconds since the epoch.
+        ended: when it had failed for good; `None` if it did not, or only what it gave is refused.
     """
 
     value: Any = None
     error: BaseException | None = None
     attempts: int = 1
     began: float = 0.0
-    ended: float = 0.0
+    ended: float | None = None
 
 
 class BoundStage:
@@ -230,8 +230,9 @@ class UnitContext:
         """Run the stage on one source or item."""
         began = time.time()
         ran = self._run(item, run_id, name)
+        ran.began = began
         if ran.error is not None:
-            ran.began, ran.ended = began, time.time()
+            ran.ended = time.time()
         return ran
 
     def _run(self, item: Any, run_id: UUID, name: str) -> Ran:

@@ -374,6 +374,7 @@ class Measure:
         inline_s: seconds that the items took.
         recorded: the unit was a task run.
         span: when and where it ran.
+        nbytes: what its lists take in the worker's memory, about.
     """
 
     ends: list[SourceEnd]
@@ -383,6 +384,7 @@ class Measure:
     recorded: bool
     span: Span
     items: Packed | None = None
+    nbytes: int = 0
 
 
 @dataclass(slots=True)
@@ -397,9 +399,12 @@ class Expansion:
     lists: list[Any]
     measure: Measure
 
+    def __post_init__(self) -> None:
+        self.measure.nbytes = sum(int(sizeof(items)) for items in self.lists)
+
     def __sizeof__(self) -> int:
         """What Dask's memory accounting should see."""
-        return sum(int(sizeof(items)) for items in self.lists) + len(self.measure.values.payload)
+        return self.measure.nbytes + len(self.measure.values.payload)
 
 
 @dataclass(slots=True)

@@ -55,7 +55,6 @@ from evolve_tasks.workers.transport import (
     Packed,
     Unpicklable,
     require_picklable,
-    try_journey,
 )
 from evolve_tasks.workers.unit_runs import OpenRun, run_as_unit
 
@@ -538,7 +537,7 @@ class Runtime:
             ran.error,
             attempts=ran.attempts,
             began=ran.began,
-            ended=ran.ended,
+            ended=time.time() if ran.ended is None else ran.ended,
         )
 
     def _failed(self, bound: BoundStage, index: tuple[int, ...], item: Any, ran: Ran) -> Failure:
@@ -570,7 +569,7 @@ def unit_name(stage: Stage, call: ExpandCall) -> str:
 def _refuse_unpicklable(stage: str, ended: Sequence[Ran]) -> None:
     """Make failures of values that cannot travel."""
     try:
-        try_journey([ran.value for ran in ended if ran.error is None])
+        Packed.tried([ran.value for ran in ended if ran.error is None])
     except Exception:
         # One of them is at fault; the way to find out which is to try each.
         for ran in ended:

@@ -10,6 +10,9 @@ from typing import Any
 
 from distributed.protocol.pickle import dumps, loads
 
+# What these pickle to can be unpickled anywhere.
+PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+
 
 class Packed:
     """A value as bytes.
@@ -31,6 +34,22 @@ class Packed:
     def of(cls, value: Any) -> Packed:
         """Pickle a value, with cloudpickle where pickle cannot."""
         return cls(dumps(value))
+
+    @classmethod
+    def tried(cls, value: Any) -> Packed:
+        """Pickle a value, and unpickle it: some objects fail only on the way back.
+
+        As exceptions do that pass on other arguments than they take. Whoever unpickles a whole
+        batch can't tell which of its values is at fault.
+
+        Raises:
+            Exception: whatever pickling or unpickling it raises.
+        """
+        packed = cls.of(value)
+        kinds = {*map(type, value)} if type(value) in (list, tuple) else {type(value)}
+        if not kinds <= PLAIN:
+            packed.value()
+        return packed
 
     def value(self) -> Any:
         """The value again."""
@@ -62,25 +81,6 @@ class Unpacked(Packed):
 NOTHING = Packed.of([])
 
 
-# What these pickle to can be unpickled anywhere.
-PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
-
-
-def try_journey(value: Any) -> None:
-    """Pickle and unpickle a value: some objects fail only on the way back.
-
-    As exceptions do that pass on other arguments than they take. Whoever unpickled a whole batch
-    could not tell which of its values is at fault.
-
-    Raises:
-        Exception: whatever pickling or unpickling it raises.
-    """
-    payload = dumps(value)
-    kinds = {*map(type, value)} if type(value) in (list, tuple) else {type(value)}
-    if not kinds <= PLAIN:
-        loads(payload)
-
-
 class Unpicklable(TypeError):
     """A value that cannot be pickled and unpickled, so it cannot travel between processes."""
 
@@ -93,7 +93,7 @@ def require_picklable(stage: str, value: Any) -> None:
             locks and connections where they are used.
     """
     try:
-        try_journey(value)
+        Packed.tried(value)
     except Exception as error:
         raise Unpicklable(
             f"{stage} returned a value of type {type(value).__name__} that cannot be pickled "

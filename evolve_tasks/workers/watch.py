@@ -31,8 +31,10 @@ from evolve_tasks.workers.plugin import StopMark, pause_name, stop_name
 from evolve_tasks.workers.priorities import NESTED, PROCESS, SOON, UNKNOWN_S, Turns, VirtualTime
 from evolve_tasks.workers.streaming import forget_queues
 
-# How often queues are evened out at the most; Dask itself did so ten times a second for years.
-EVEN_OUT_S = 0.1
+# How long queues are left as they are after they were evened out, at the least; and how many times
+# as long as that took, so that it takes no more than a tenth of the scheduler's time.
+EVEN_OUT_S = 0.01
+REST = 10
 
 CLEARING_S = 60.0  # how long units that run already may take to see that they have been left
 PAUSE_S = 0.5
@@ -40,7 +42,7 @@ PAUSE_S = 0.5
 # What the runs of a scheduler share; a process has one scheduler, but for tests. Who matters more
 # takes all that it wants: what it had says nothing of the turns of the others.
 _times: defaultdict[int, VirtualTime] = defaultdict(VirtualTime)
-_evened_out_s = 0.0  # when queues were evened out for the last time, on the loop's clock
+_even_again_s = 0.0  # when queues may be evened out again, on the loop's clock
 
 # What a task counts at the most while nobody knows how long it takes: Dask's longest one may have
 # waited for others.
@@ -177,7 +179,7 @@ class RunWatch(SchedulerPlugin):
             # Not in the middle of a transition; and if it was done a moment ago, then later: no
             # other task may end for a long time.
             loop = asyncio.get_running_loop()
-            due = max(loop.time(), min(_evened_out_s, loop.time()) + EVEN_OUT_S)
+            due = max(loop.time(), _even_again_s)
             self._evening_out = loop.call_at(due, self._even_out, self._scheduler)
 
     def _queues(self, key: Any) -> bool:
@@ -187,14 +189,15 @@ class RunWatch(SchedulerPlugin):
         return worker is not None and len(worker.processing) > worker.nthreads
 
     def _even_out(self, scheduler: Scheduler) -> None:
-        global _evened_out_s
-        self._evening_out, now_s = None, asyncio.get_running_loop().time()
-        if 0 <= now_s - _evened_out_s < EVEN_OUT_S:
+        global _even_again_s
+        loop = asyncio.get_running_loop()
+        self._evening_out, began_s = None, loop.time()
+        if began_s < _even_again_s:
             return  # another run has done so
-        _evened_out_s = now_s
         stealing = scheduler.extensions.get("stealing")
         if stealing is not None:  # somebody may have switched it off
             stealing.balance()
+        _even_again_s = loop.time() + max(EVEN_OUT_S, REST * (loop.time() - began_s))
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Clear up when the flow is gone without having done so: it was killed."""

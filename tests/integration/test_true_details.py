@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,6 +116,29 @@ def test_a_function_that_gives_no_name_does_not_hide_the_failure(
     names = [run.name for run in runs if run.state_name == "Failed"]
     assert len(names) == 2
     assert all(name.startswith("fails[") for name in names), names
+
+
+@task
+def refused(item: tuple[str, int]) -> Any:
+    """Give what cannot travel, which is noticed after the whole batch."""
+    return (lambda: threading.Lock()) if item[1] else threading.Lock()
+
+
+def test_what_is_refused_afterwards_has_its_times(tmp_path: Path, thread_workers: str) -> None:
+    before = datetime.now(UTC)
+    outcome, runs = in_flow(
+        EvolveTaskRunner(address=thread_workers),
+        [(str(tmp_path), 2)],
+        count_to,
+        refused,
+        record="batches",
+        batch=2,
+    )
+    assert [failure.error_type for failure in outcome.failures] == ["Unpicklable"]
+    (failed,) = [run for run in runs if run.state_name == "Failed"]
+    assert failed.start_time is not None
+    assert failed.end_time is not None
+    assert before <= failed.start_time <= failed.end_time <= datetime.now(UTC)
 
 
 @task
