@@ -23,7 +23,9 @@ Rules, in the order in which they are looked at:
    to be there before the last item is. Up to `FEW` threads the window is filled, behind all items.
 5. An expansion starts only if the items it is expected to give fit into `buffered`, or if
    no other one is in flight. So at most one fan-out stands above the bound where fan-outs
-   are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known.
+   are alike. Expected is the mean so far, and `UNKNOWN_FAN_OUT` before anything is known; and
+   no more begin on such a mean than what it is of makes credible (`GROWTH` for each that may be
+   ahead): the first lists may be empty, and the others long.
    Where only units are bounded, lists that are worked on where they are found do not wait:
    expected is then what such expansions have left. An inner list that is longer than the bound
    does not hold itself up: the bound is above it. What the last stage has found, and an earlier
@@ -51,6 +53,7 @@ from dataclasses import replace
 
 from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Turn
 from evolve_tasks.core.batching import TARGET_S, inline_items, unit_size
+from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
 from evolve_tasks.core.lists import ListId
 from evolve_tasks.core.open_tree import LARGEST_UNIT, OpenTree
 from evolve_tasks.core.suspects import Suspect
@@ -67,7 +70,8 @@ FEW = 2
 LARGEST_GROUP = 1_000
 
 
-# What the groups of all threads may have together, over what has been expanded so far.
+# What the groups of all threads may have together, over what has been expanded so far; `AHEAD`
+# times as much may be in flight.
 GROWTH = 8
 
 
@@ -289,11 +293,11 @@ class Filling(OpenTree):
             return 0
         expecting = self._expecting(stage)
         if not any(expecting):
-            return max(1, self._fitting(stage, free))
+            return max(1, self._fitting(stage, free, 0))
         free -= sum(
             number * self._to_wait(other) for other, number in enumerate(expecting) if number
         )
-        return 0 if free < 0 else self._fitting(stage, free)
+        return 0 if free < 0 else self._fitting(stage, free, expecting[stage])
 
     def _expecting(self, stage: int) -> list[int]:
         """Expansions in flight, by stage, for whose items room is kept before `stage` expands."""
@@ -316,9 +320,11 @@ class Filling(OpenTree):
         first = next(queue[0] for queue in reversed(self._waiting[: self._last]) if queue)
         return self._lists[first].size
 
-    def _fitting(self, stage: int, free: int) -> int:
-        expected = self._to_wait(stage)
-        return free // expected if expected else LARGEST_UNIT
+    def _fitting(self, stage: int, free: int, in_flight: int) -> int:
+        """Expansions that may begin beside so many, by the mean of those that have ended."""
+        expected, known = self._to_wait(stage), self._outlook.fan_outs[stage].known
+        credible = max(self._buffered // UNKNOWN_FAN_OUT, AHEAD * GROWTH * known) - in_flight
+        return min(credible, free // expected) if expected else credible
 
     def _may_expand_again(self, stage: int) -> int:
         """The same for those that have begun before; there is no other way on than through them."""

@@ -36,6 +36,27 @@ _logger = logging.getLogger(__name__)
 UNTOLD = "The Prefect API cannot be told of task run %s: %r"
 
 
+def emit(
+    task_run: TaskRun, before: State[Any], state: State[Any], follows: Event | None = None
+) -> Event | None:
+    """Tell Prefect of a new state of a task run.
+
+    Where another run ends, Prefect's service for events is drained in this process, and takes
+    nothing more; who had asked for it a moment before gets another one.
+    """
+    telling = partial(
+        emit_task_run_state_change_event,
+        task_run,
+        initial_state=before,
+        validated_state=state,
+        follows=follows,
+    )
+    try:
+        return telling()
+    except RuntimeError:
+        return telling()
+
+
 class Announcement:
     """That a task run has entered a state, to be told if it lasts.
 
@@ -70,10 +91,7 @@ class Announcement:
             return self._event
 
     def _emit(self) -> Event | None:
-        before, state = self._states
-        return emit_task_run_state_change_event(
-            self._task_run, initial_state=before, validated_state=state
-        )
+        return emit(self._task_run, *self._states)
 
 
 class Announcer:
@@ -120,15 +138,7 @@ class _Ended(NamedTuple):
 
     def tell(self) -> None:
         try:
-            self.context.run(
-                partial(
-                    emit_task_run_state_change_event,
-                    self.task_run,
-                    initial_state=self.before,
-                    validated_state=self.state,
-                    follows=self.follows,
-                )
-            )
+            self.context.run(emit, self.task_run, self.before, self.state, self.follows)
         except Exception as error:  # an event that is too large; others are to follow
             _logger.warning(UNTOLD, self.task_run.id, error)
 

@@ -26,9 +26,9 @@ from prefect.tasks import MaterializingTask
 from prefect.transactions import AsyncTransaction, Transaction, transaction
 from prefect.utilities.annotations import quote
 from prefect.utilities.callables import call_with_parameters, get_call_parameters
-from prefect.utilities.engine import emit_task_run_state_change_event, should_log_prints
+from prefect.utilities.engine import should_log_prints
 
-from evolve_tasks.workers.announcing import Announcement, afterwards, announcer
+from evolve_tasks.workers.announcing import Announcement, afterwards, announcer, emit
 from evolve_tasks.workers.failing import made_speakable
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.task_runs import enter_state
@@ -397,9 +397,7 @@ def _enter_briefly(engine: _BriefSyncEngine | _BriefAsyncEngine, state: State[An
     elif state.is_final():
         afterwards.tell(task_run, before, state, follows)
     else:
-        emit_task_run_state_change_event(
-            task_run, initial_state=before, validated_state=state, follows=follows
-        )
+        emit(task_run, before, state, follows)
     return state
 
 

@@ -78,13 +78,34 @@ class Source:
         return self.called
 
 
+class Stray:
+    """Pickles, and cannot be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+@dataclass(frozen=True)
+class Strays:
+    """What is given in place of it cannot travel."""
+
+    deep: bool
+
+    def value(self) -> Any:
+        return {"in": [Stray()]} if self.deep else Stray()
+
+
 def parse(source: Source) -> Any:
+    if isinstance(source.gives, Strays):
+        return [source.gives.value()]
     if isinstance(source.gives, Fault):
         raise source.gives.error()
     return source.gives
 
 
 def process(item: Item) -> Any:
+    if isinstance(item.ends, Strays):
+        return item.ends.value()
     if isinstance(item.ends, Fault):
         raise item.ends.error()
     return item.ends
@@ -120,10 +141,11 @@ values = st.recursive(
     max_leaves=6,
 )
 faults = st.builds(Fault, st.sampled_from(sorted(KINDS)), texts)
-items = st.builds(Item, texts, values | faults)
+strays = st.builds(Strays, st.booleans())
+items = st.builds(Item, texts, values | faults | strays)
 lists = st.lists(items, max_size=8)
 wrong = st.none() | st.integers() | texts | st.binary(max_size=5) | st.dictionaries(texts, texts)
-sources = st.builds(Source, texts, lists | lists.map(tuple) | faults | wrong)
+sources = st.builds(Source, texts, lists | lists.map(tuple) | faults | strays | wrong)
 
 
 def expected(given_sources: Sequence[Source]) -> tuple[list[Any], dict[tuple[int, ...], str]]:
@@ -133,12 +155,16 @@ def expected(given_sources: Sequence[Source]) -> tuple[list[Any], dict[tuple[int
     for position, source in enumerate(given_sources):
         if isinstance(source.gives, Fault):
             failed[position,] = source.gives.kind
+        elif isinstance(source.gives, Strays):
+            failed[position,] = "Unpicklable"
         elif not isinstance(source.gives, list | tuple):
             failed[position,] = "TypeError"
         else:
             for place, item in enumerate(source.gives):
                 if isinstance(item.ends, Fault):
                     failed[position, place] = item.ends.kind
+                elif isinstance(item.ends, Strays):
+                    failed[position, place] = "Unpicklable"
                 else:
                     results.append(item.ends)
     return results, failed

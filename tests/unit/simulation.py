@@ -1401,9 +1401,12 @@ class Simulation:
 
     def _fits(self, stage: int, more: int) -> bool:
         """Whether what so many further expansions are expected to leave fits into the buffer."""
-        coming = more * self._expected_to_wait(stage)
-        for other, number in enumerate(self._expecting(stage)):
+        coming, expecting = more * self._expected_to_wait(stage), self._expecting(stage)
+        for other, number in enumerate(expecting):
             coming += number * self._expected_to_wait(other)
+        credible = AHEAD * GROWTH * self._known[stage]
+        if expecting[stage] + more > max(self.program.buffered // UNKNOWN_FAN_OUT, credible):
+            return False
         return self._counted() + coming <= self._bound()
 
     def _counted(self) -> int:

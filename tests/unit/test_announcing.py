@@ -83,3 +83,22 @@ def test_one_that_cannot_be_told_costs_the_others_nothing(
     assert events == ["a", "b"]
     assert "cannot be told" in caplog.text
     assert "an event of a megabyte" in caplog.text
+
+
+def test_what_met_a_service_that_was_just_drained_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def emit(task_run: TaskRun, **_: Any) -> None:
+        asked.append(task_run.name)
+        if asked.count(task_run.name) == 1:
+            raise RuntimeError("Cannot put items in a stopped service instance.")
+
+    monkeypatch.setattr(announcing, "emit_task_run_state_change_event", emit)
+    afterwards = Afterwards()
+    for name in ("a", "b"):
+        tell(afterwards, name)
+    afterwards.drain()
+    assert asked == ["a", "a", "b", "b"]
+    assert not caplog.text

@@ -548,6 +548,26 @@ def test_sources_without_items_count_as_one_each() -> None:
     assert answers == [["Expand", "Pull"], ["Expand", "Pull"], ["Expand"]]
 
 
+def test_no_more_is_bet_on_a_mean_than_what_it_is_of_makes_credible() -> None:
+    core = evolution(in_flight=2_000, buffered=1_000, threads=500)
+
+    def begun() -> int:
+        """Sources that are taken as long as the core asks for some."""
+        count = 0
+        while core.pulling:
+            core.comes()
+            count += 1
+        return count
+
+    core.begin()
+    assert begun() == 1_000 // UNKNOWN_FAN_OUT
+    core.gives(0, 0)  # by the mean a thousand would fit
+    in_flight = 9 + begun()
+    assert in_flight == AHEAD * GROWTH
+    core.gives(1, 0)
+    assert in_flight - 1 + begun() == 2 * AHEAD * GROWTH
+
+
 @given(
     fan_out=st.integers(0, 100),
     buffered=st.integers(1, 500),
