@@ -302,7 +302,7 @@ class Evolution(Filling):
             self._close(actions, identity, size)
         if failed or further or self._leads_on:
             self._judge()
-        return self._fill(actions)
+        return self._fill(actions, fewer=not further)
 
     def add_extra(self, number: int) -> list[Action]:
         """Ask for something beside the stages; once the run is stopped nothing comes of it."""

@@ -78,8 +78,21 @@ GROWTH = 8
 class Filling(OpenTree):
     """Uses the room in the window, by the rules at the top of this file."""
 
-    def _fill(self, actions: list[Action]) -> list[Action]:
-        """Use the room in the window, by the rules at the top of this file."""
+    # As long as more items wait than this no source is taken; and the longest list that was worked
+    # on where it was found when that was so. Where ten thousand threads work on single items most
+    # decisions are about the next one, and would ask in vain for another source.
+    _full_above: float | None = None
+    _full_inline = 0
+
+    def _fill(self, actions: list[Action], *, fewer: bool = False) -> list[Action]:
+        """Use the room in the window, by the rules at the top of this file.
+
+        Args:
+            actions: what has been decided already.
+            fewer: nothing has changed since the last time but that some items have ended.
+        """
+        if not (fewer and inline_items(self._items.mean_s) == self._full_inline):
+            self._full_above = None
         if self._limit_due and self.stopped is None:
             self._limit_due = False
             actions += self._limit()
@@ -103,6 +116,10 @@ class Filling(OpenTree):
                     break  # they wait for room, and nothing takes it from them
             if self._extras:
                 self._do_extra(actions, self._extras.popleft(), 0)
+                continue
+            if self._full_above is not None and self._all_waits > self._full_above:
+                if not leaves or not self._process(actions, leaves, room):
+                    break
                 continue
             # What has given something has left its thread.
             expansions = self._expansions - len(self._given) + (self._pulling > 0)
@@ -312,6 +329,23 @@ class Filling(OpenTree):
             expecting[0] -= self._pulling
         return expecting
 
+    def _fits_at(self) -> float | None:
+        """How few items have to wait for a source to be taken, if nothing else changes.
+
+        Returns:
+            The number; below 0 if no number will do, `None` where that is not easily told.
+        """
+        if any(self._uncounted):
+            return None
+        if self._sources_ended or self._pulling or self.closed or self._may_stream(0) < 1:
+            return -1
+        expecting = self._expecting(0)
+        if not any(expecting) or self._fitting(0, self._buffered, expecting[0]) < 1:
+            return None
+        expected = [self._to_wait(stage) for stage in range(self._last)]
+        reserved = sum(number * each for number, each in zip(expecting, expected, strict=True))
+        return self._buffered - reserved - expected[0]
+
     def _above_the_bound(self) -> int:
         """Room for what stands above the bound at once: the list that is expanded next."""
         inner = self._all_waits - self._waits[self._last] - sum(self._uncounted)
@@ -351,7 +385,9 @@ class Filling(OpenTree):
                 return True
         may = min(self._may_expand(0), self._may_stream(0))
         if may < 1 or self._sources_ended or self._pulling or self.closed:
+            self._full_above, self._full_inline = self._fits_at(), inline_items(self._items.mean_s)
             return False
+        self._full_above = None
         # The places of the expansions to come are taken now, so that nothing else fills them.
         left = None
         if self._sources_known is not None:
@@ -373,7 +409,7 @@ class Filling(OpenTree):
         stop: int,
         crashes: int = 0,
     ) -> None:
-        inline = 0
+        inline, self._full_above = 0, None
         unbounded = self._batch is None and self._max_items is None
         # Where a worker died, items are kept apart from their source: one of them may be guilty.
         if unbounded and stage + 1 == self._last and not crashes:
