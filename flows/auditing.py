@@ -264,12 +264,21 @@ def _functions_of(text: str, file: str) -> list[FunctionSource]:
 
 def _parsed(text: str) -> ast.Module:
     try:
-        return ast.parse(text)
+        return _tree(text)
     except RecursionError:
         # The frames below us count too. In a thread of its own the answer depends on the
         # file alone.
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(ast.parse, text).result()
+            return thread.submit(_tree, text).result()
+
+
+def _tree(text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except SystemError:
+        # CPython counts the recursion of all threads in one place, and takes what another one has
+        # added for a mistake of its own ("AST constructor recursion depth mismatch").
+        return ast.parse(text)
 
 
 def _segment(lines: list[str], node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
@@ -333,8 +342,8 @@ def _standing_alone(source: str) -> ast.stmt:
     # The last line of a function may end with a backslash, if an empty one follows.
     source += "\n"
     if not source[0].isspace():
-        return ast.parse(source).body[0]
-    block = ast.parse("if 1:\n" + source).body[0]
+        return _tree(source).body[0]
+    block = _tree("if 1:\n" + source).body[0]
     assert isinstance(block, ast.If)
     return block.body[0]
 
