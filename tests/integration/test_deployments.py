@@ -1,5 +1,6 @@
 """Deployments as `deployments/README.md` has them: deployed, scheduled, cancelled, done again."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ DEPLOY_ON_CLUSTER = (
 )
 RUN_ON_CLUSTER = "prefect deployment run audit-changes/on-cluster --param root=flows --watch"
 SEND_TO_CLUSTER = (
-    "prefect deployment run code-audit/nightly --job-variable "
+    "prefect deployment run code-audit/nightly --param root=flows --job-variable "
     """env='{"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:8786"}'"""
 )
 CANCEL = "prefect flow-run cancel ID"
@@ -171,6 +172,22 @@ def set_off(deployment_id: UUID, parameters: dict[str, Any]) -> FlowRun:
         client.delete_deployment_schedule(deployment_id, UUID(made[0]["id"]))
     (run,) = begun()
     return run
+
+
+@pytest.fixture
+def long_night(tmp_path: Path) -> Path:
+    """A folder that keeps two workers busy for minutes: modules of Python, again and again.
+
+    A server with SQLite that is writing what a flow does can answer 503 to who wants to make
+    another run, and the client asks again for up to half a minute (2 + 4 + 8 + 16 s).
+    """
+    root = tmp_path / "long"
+    for number in range(20):
+        folder = root / str(number)
+        folder.mkdir(parents=True)
+        for module in Path(os.__file__).parent.glob("*.py"):
+            (folder / module.name).symlink_to(module)
+    return root
 
 
 @pytest.fixture
@@ -332,8 +349,10 @@ def begins_and_is_retried(desk: Desk, deployment_id: UUID, tree: Path) -> None:
     assert clean(desk.scheduler)
 
 
-def test_two_nights_never_overlap_and_one_can_be_cancelled(desk: Desk, worker: None) -> None:
-    desk.run(SEND_TO_CLUSTER)
+def test_two_nights_never_overlap_and_one_can_be_cancelled(
+    desk: Desk, worker: None, long_night: Path
+) -> None:
+    desk.run(SEND_TO_CLUSTER, **{"root=flows": f"root={long_night}"})
     night = deployment("code-audit/nightly").id
     (first,) = runs_of(night)
     under_way(first.id)
@@ -381,9 +400,11 @@ def test_a_scheduled_run_is_served_and_its_retry_does_what_is_missing(
     begins_and_is_retried(desk, deployment("audit-changes/hourly").id, tree)
 
 
-def test_a_served_run_can_be_cancelled(desk: Desk, served: None) -> None:
+def test_a_served_run_can_be_cancelled(desk: Desk, served: None, long_night: Path) -> None:
     with get_client(sync_client=True) as client:
-        run = client.create_flow_run_from_deployment(deployment("code-audit/local").id)
+        run = client.create_flow_run_from_deployment(
+            deployment("code-audit/local").id, parameters={"root": str(long_night)}
+        )
     under_way(run.id)
     is_cancelled(desk, run.id)
 
