@@ -13,6 +13,8 @@ from distributed import Future, Worker
 from prefect import Task
 from prefect.client.schemas.objects import RunInput, State
 from prefect.context import AssetContext
+from prefect.exceptions import CrashedRun
+from prefect.states import exception_to_crashed_state
 from prefect.task_engine import _create_task_run_locally, run_task_async, run_task_sync
 from prefect.utilities.annotations import BaseAnnotation, allow_failure, opaque, quote, unmapped
 from prefect.utilities.collections import visit_collection
@@ -140,8 +142,16 @@ def _run(packed: Packed, upstream: list[Any], threads: TimedThreads) -> State[An
     mine: list[Future[Any]] = []
     children.set(mine)
     try:
-        with surrounded(submission.surroundings), tracking_alone():
-            state = _run_task(submission, upstream, threads)
+        try:
+            with surrounded(submission.surroundings), tracking_alone():
+                state = _run_task(submission, upstream, threads)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # The engine has told the API that it crashed. Dask would end the worker, and after
+            # it each that the task is given to; raised from a state in the flow's process it
+            # would end the loop that Prefect's sync calls share.
+            state = run_coroutine(exception_to_crashed_state(error))
+            state.data = CrashedRun(state.message)
+            state.state_details.task_run_id = submission.run_id
         # What was submitted here and not waited for ends before its parent does; otherwise it
         # would be dropped together with its futures.
         pending = [child for child in mine if not child.done()]

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -38,7 +39,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.exceptions import UnfinishedRun
+from prefect.exceptions import CrashedRun, UnfinishedRun
 from prefect.futures import as_completed, wait
 from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
@@ -1247,7 +1248,7 @@ def test_submits_inside_tasks_on_a_single_thread(lone_worker: LocalCluster) -> N
 
 def test_children_outlive_their_parent(lone_worker: LocalCluster) -> None:
     """As what a flow submits: nobody has to ask for it."""
-    run_id, found = run(lone_worker.scheduler_address, lambda: leaves.submit().result())
+    run_id, found = run(lone_worker.scheduler_address, lambda: exits.submit().result())
     assert found == "left"
     assert {run.state_name for run in recorded(run_id, 4).values()} == {"Completed"}
 
@@ -1429,6 +1430,55 @@ def test_a_killed_worker_is_replaced(workers: str, spy: Client, tmp_path: Path) 
     assert (there["tags"], there["flow_run"]) == (["fresh"], str(run_id))
     assert runs[futures["there"].task_run_id].tags == ["fresh"]
     assert edges(runs[futures["needs"].task_run_id]) == {"value": {futures["kept"].task_run_id}}
+
+
+@task
+def exits(x: int) -> None:
+    sys.exit(x)
+
+
+@task
+async def interrupts(x: int) -> None:
+    raise KeyboardInterrupt(x)
+
+
+@task(retries=1, timeout_seconds=60)
+def exits_in_time(x: int) -> None:
+    sys.exit(x)
+
+
+def test_a_task_that_leaves_python_costs_no_worker(workers: str, spy: Client) -> None:
+    """Dask ends a worker whose task raises `SystemExit`, and then the next that gets the task."""
+    before = set(spy.scheduler_info(n_workers=-1)["workers"])
+
+    def body() -> dict[str, Any]:
+        futures = {
+            "exit": exits.submit(3),
+            "interrupt": interrupts.submit(4),
+            "in time": exits_in_time.submit(5),
+        }
+        futures["after"] = double.submit(futures["exit"])
+        for future in futures.values():
+            future.wait()
+        return futures
+
+    run_id, futures = run(workers, body)
+    states = {name: future.state for name, future in futures.items()}
+    assert {name: state.name for name, state in states.items()} == {
+        "exit": "Crashed",
+        "interrupt": "Crashed",
+        "in time": "Crashed",
+        "after": "NotReady",
+    }
+    with pytest.raises(CrashedRun, match="system exit"):
+        futures["exit"].result()
+    runs = recorded(run_id, 4)
+    for name, future in futures.items():
+        told = runs[future.task_run_id]
+        assert (name, told.state_name) == (name, states[name].name)
+        if name != "after":
+            assert told.state.message == states[name].message
+    assert set(spy.scheduler_info(n_workers=-1)["workers"]) == before
 
 
 def test_a_flow_waits_for_what_it_submitted(workers: str, tmp_path: Path) -> None:
