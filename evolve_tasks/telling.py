@@ -10,6 +10,7 @@ from evolve_tasks.report import Story
 from evolve_tasks.report.story import When
 from evolve_tasks.workers.calls import (
     BatchResult,
+    Discovery,
     Measure,
     SourceCall,
     SourceEnd,
@@ -50,7 +51,9 @@ def tell_expansion(
         inline_s=measure.inline_s,
         inline=sum(end.ended - end.not_run for _, end in begun),
         failed=failed,
+        found=[_found(story, end.discoveries) for _, end in begun],
         stage=stage,
+        sources=not begun[0][0].inner,
     )
     for call, end in begun:
         if end.failure is not None:
@@ -62,6 +65,12 @@ def tell_expansion(
 def _given(end: SourceEnd) -> int:
     """Items that something gave, with those that were sent while it still gave."""
     return end.given + end.size
+
+
+def _found(story: Story, discoveries: Sequence[Discovery]) -> int:
+    """Items of the last stage that other items have found."""
+    last = len(story.stages) - 1
+    return sum(count for one in discoveries if one.stage == last for _, count in one.owners)
 
 
 def tell_batch(story: Story, call: SourceCall, start: int, stop: int, batch: BatchResult) -> None:
@@ -83,6 +92,7 @@ def tell_batch(story: Story, call: SourceCall, start: int, stop: int, batch: Bat
         stop - start,
         batch.worked_s,
         len(batch.failures),
+        _found(story, batch.discoveries),
     )
     _tell_items(story, call, batch.recorded, batch.failures)
 

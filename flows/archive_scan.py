@@ -28,6 +28,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from evolve_tasks import EvolveFailed, EvolveOptions, More, evolve
+from evolve_tasks.report import as_it_is
 from flows.command_line import console, limit_console_logs, local_cluster, positive, shown
 
 SUFFIXES = (".zip", ".whl", ".jar", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -270,7 +271,7 @@ def archive_scan(
     create_table_artifact(
         key="archive-scan",
         table=[
-            {"archive": shown(archive.name), "members": one.members, "bytes": one.size}
+            {"archive": as_it_is(shown(archive.name)), "members": one.members, "bytes": one.size}
             for archive, one in outcome.collected
         ]
         or [{"archive": "none", "members": 0, "bytes": 0}],

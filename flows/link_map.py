@@ -21,6 +21,7 @@ from prefect.concurrency.sync import rate_limit
 from prefect.states import Completed
 
 from evolve_tasks import EvolveFailed, EvolveOptions, Limits, More, evolve
+from evolve_tasks.report import as_it_is
 from flows.command_line import console, limit_console_logs, local_cluster, positive, shown
 
 TIMEOUT_S = 10.0
@@ -150,7 +151,7 @@ def link_map(
     dead = [page for page in pages if page.dead]
     create_table_artifact(
         key="link-map",
-        table=[{"page": shown(page.url), "status": page.status} for page in dead]
+        table=[{"page": as_it_is(shown(page.url)), "status": page.status} for page in dead]
         or [{"page": "no dead link", "status": 200}],
     )
     text = f"{len(pages):,} pages, {len(dead):,} dead, {len(outcome.failures):,} without an answer"

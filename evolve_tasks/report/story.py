@@ -140,7 +140,9 @@ class Story:
         inline_s: float,
         inline: int,
         failed: int,
+        found: Sequence[int] = (),
         stage: int = 0,
+        sources: bool = True,
     ) -> None:
         """Note a unit that expanded sources, or items of an inner stage.
 
@@ -151,7 +153,9 @@ class Story:
             inline_s: seconds that items took which were worked on at once.
             inline: how many those were.
             failed: sources and items that failed.
+            found: of each, the items of the last stage that its own have found.
             stage: position of the stage that expanded them.
+            sources: whether it expanded sources, and not what was found for their stage.
         """
         worked = parse_s + inline_s
         share = parse_s / worked if worked > 0 else 1.0
@@ -160,12 +164,13 @@ class Story:
             self._units[stage].add(len(sizes))
             if inline:
                 self._units[-1].add(inline)
-            for position, size in sizes:
+            for (position, size), more in zip(sizes, found or [0] * len(sizes), strict=True):
                 timed = self._open.setdefault(position, Timed())
                 timed.seconds += worked / len(sizes)
+                timed.items += more
                 if stage == len(self.stages) - 2:
                     timed.items += size or 0
-                if size is not None and stage == 0:
+                if size is not None and stage == 0 and sources:
                     self._note_size(size)
             self._at_work(when._replace(ended=between), EXPANDING, 0 if inline else failed)
             if inline:
@@ -179,7 +184,14 @@ class Story:
         self._items += size
 
     def processed(
-        self, when: When, position: int, label: str, size: int, worked_s: float, failed: int
+        self,
+        when: When,
+        position: int,
+        label: str,
+        size: int,
+        worked_s: float,
+        failed: int,
+        found: int = 0,
     ) -> None:
         """Note a batch of items.
 
@@ -190,6 +202,7 @@ class Story:
             size: how many of them ran.
             worked_s: seconds that they took.
             failed: how many failed.
+            found: items of the last stage that they have found.
         """
         if not size:
             return
@@ -199,6 +212,7 @@ class Story:
             self._slow_items.add(worked_s / size, {"name": label, "count": size})
             if position in self._open:
                 self._open[position].seconds += worked_s
+                self._open[position].items += found
 
     def beside(self, when: When, failed: int) -> None:
         """Note what was done beside the stages: a source was collected, or results combined.

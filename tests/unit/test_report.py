@@ -239,6 +239,20 @@ def test_the_slowest_are_found_and_the_kinds_of_failure_told_apart() -> None:
     assert facts["fan_out"]["histogram"] == [{"from": 2, "to": 3, "sources": 30}]
 
 
+def test_what_is_found_for_the_first_stage_is_no_source() -> None:
+    story = Story(0.0, ["parse", "process"])
+    story.expanded(when(), [(0, 1)], parse_s=1.0, inline_s=0, inline=0, failed=0, found=[0])
+    story.processed(when(), 0, "0 0", 1, 1.0, failed=0, found=7)
+    story.expanded(
+        when(), [(0, 5)], parse_s=1.0, inline_s=0, inline=0, failed=0, found=[2], sources=False
+    )
+    story.source_done(0, "zero")
+    facts = story.facts()
+    assert facts["fan_out"]["histogram"] == [{"from": 1, "to": 1, "sources": 1}]
+    (slowest,) = facts["slowest_sources"]
+    assert slowest["items"] == 1 + 7 + 5 + 2
+
+
 # -- the report ----------------------------------------------------------------------------------
 
 
