@@ -38,7 +38,16 @@ class Lost:
         return isinstance(self.error, KilledWorker)
 
 
-Answer = Measure | BatchResult | NestedResult | Collected | Combined | Lost | Arrival | Chunk
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What was held back is to be taken apart; nobody had to be asked."""
+
+
+FOLLOWED = Followed()
+
+Answer = (
+    Measure | BatchResult | NestedResult | Collected | Combined | Lost | Arrival | Chunk | Followed
+)
 
 PULLED = -1  # in place of a unit: what a `Pull` has brought
 

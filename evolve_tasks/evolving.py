@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from evolve_tasks.answers import Answer, Lost, found_nested, found_of
 from evolve_tasks.beside import Beside
 from evolve_tasks.collecting import Collecting
-from evolve_tasks.core.actions import Action, Expand, Extra, Found, ItemDone, Process
+from evolve_tasks.core.actions import Action, Expand, Extra, Follow, Found, ItemDone, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution
@@ -106,6 +106,7 @@ class EvolvingRun:
             sources_known=known,
             max_items=options.limits.max_items,
             max_depth=options.limits.max_depth,
+            leads_on=options.unique or options.limits.max_items is not None,
             told_of=told_of,
             streaming=streams.stages,
         )
@@ -241,6 +242,10 @@ class EvolvingRun:
         self.under_way.units[action.unit] = action, call.recording
         return call
 
+    def follow(self, action: Follow) -> None:
+        """Carry out a `Follow`; its answer is `FOLLOWED`."""
+        self.under_way.units[action.unit] = action, Recording()
+
     def belongs(self, unit: int, run_id: UUID) -> None:
         """Note that a unit is no task run of its own, but belongs to this one."""
         self.under_way.unit_runs[unit] = run_id
@@ -299,6 +304,8 @@ class EvolvingRun:
             self._glimpses.pop(action.start, None)
             self.streams.ended(unit, again=isinstance(answer, Lost) and answer.crashed)
         core, further = self.core, self.taking.following.of(unit)
+        if isinstance(action, Follow):
+            return core.followed(unit, further)
         match answer:
             case BatchResult():
                 return core.processed(

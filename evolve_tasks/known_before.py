@@ -69,6 +69,10 @@ class KnownBefore:
         self.logger.debug("Source %d is known, with %d items", position, known[0])
         return True
 
+    def is_met(self, position: int) -> bool:
+        """Whether a source is equal to one that came before: what it leads to is that one's."""
+        return position in self._met
+
     def source_done(self, position: int) -> None:
         """Forget a source that has ended."""
         self._sources.pop(position, None)

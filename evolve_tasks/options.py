@@ -50,7 +50,9 @@ class Limits(_Frozen):
             left where it is, no further source is taken, and `outcome.stopped` says so; it is no
             failure. Give it where nobody knows that there is an end.
         max_depth: how often items may lead further, one below the other, by `More` (N >= 1).
-            What lies deeper is left where it is, and `outcome.stopped` says so.
+            What lies deeper is left where it is, and `outcome.stopped` says so. With `unique` the
+            shortest path counts: what is found is worked on level by level then. Of sources that
+            come from an iterator, and not from a list, paths from later ones are not known.
         in_flight_variable: name of a Prefect variable with the number of items that may be in
             flight, which holds in place of `in_flight` where it is set; it is asked for every few
             seconds, so somebody can change it while it runs.
@@ -107,7 +109,9 @@ class Tolerate(_Frozen):
         count: failed sources and items that are accepted (N >= 0).
         ratio: accepted share of failures, 0 to 1, of everything known when the run ends
             (failed sources count as one each). It is judged as soon as nothing that is
-            still to come can change the verdict, and at the end.
+            still to come can change the verdict, and at the end. What items of the last
+            stage may still find counts as well where `unique`, `max_depth` or `max_items`
+            is given, and from the first item on that finds something.
 
     Example:
         >>> Tolerate(count=10).count

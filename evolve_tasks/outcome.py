@@ -116,7 +116,7 @@ class Counts:
         resumed: likewise.
         not_run: likewise.
         repeated: items and sources that were found again under `unique=True`, and not worked on
-            again; they are not among the discovered ones.
+            again. Items are not among the discovered ones then; sources are: each is done.
         by_stage: the counts of each stage, by its name.
 
     Always `discovered == done + failed + resumed + not_run`.

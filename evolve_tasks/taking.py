@@ -10,7 +10,7 @@ from uuid import UUID
 
 from evolve_tasks.answers import Answer, Lost, failure_of
 from evolve_tasks.beside import Beside
-from evolve_tasks.core.actions import Expand, Extra, Process
+from evolve_tasks.core.actions import Expand, Extra, Follow, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.feeding import Arrival
@@ -83,7 +83,10 @@ class Taking:
         action, recording = self.under_way.units[unit]
         if isinstance(action, Extra):
             return self._extra_portions(action, recording, answer)
-        portions = self._portions(unit, action, recording, answer)
+        if isinstance(action, Follow):
+            portions = self.following.held_back(action)
+        else:
+            portions = self._portions(unit, action, recording, answer)
         self.beside.gather(portions)
         return portions
 
@@ -143,13 +146,13 @@ class Taking:
                 portions = self._portion(
                     finds, 0, parent, action.start, action.stop, answer, whole, keys
                 )
-                return portions + self.following.follow(finds, unit, 0)
+                return portions + self.following.found_by(finds, unit, 0)
             case Measure():
                 self._tell_expansion(action, answer)
                 finds = []
                 portions = self._measured(finds, action, recording, answer)
                 first = action.stop - action.start + self.streams.lists(unit)
-                return portions + self.following.follow(finds, unit, first)
+                return portions + self.following.found_by(finds, unit, first)
             case NestedResult():
                 self._tell_expansion(action, answer.measure)
                 finds = []
@@ -162,7 +165,7 @@ class Taking:
                     portions += self._portion(
                         finds, batch.offset, call, batch.start, batch.stop, batch.result, whole
                     )
-                return portions + self.following.follow(finds, unit, action.stop - action.start)
+                return portions + self.following.found_by(finds, unit, action.stop - action.start)
             case Lost():
                 if answer.crashed:
                     running = self._at_work[unit] = self.losses.running(action, answer)
@@ -222,7 +225,8 @@ class Taking:
         ):
             source = self.under_way.source(call)
             run = self.under_way.run_of(action.unit, call) or (call.run_id if end.has_run else None)
-            if call.known or not end.skipped:
+            # Of equal sources the first one has all results; the others have nothing to collect.
+            if not self.known.is_met(call.position) if call.known else not end.skipped:
                 known_run = None if call.known else run
                 self.beside.expanded(action, offset, call, items[offset], known_run)
             self.beside.parts(call.index, end.parts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from evolve_tasks.core.actions import Expand, Extra, Process
+from evolve_tasks.core.actions import Expand, Extra, Follow, Process
 from evolve_tasks.leads import Leads
 from evolve_tasks.workers.calls import Recording, SourceCall
 
@@ -25,7 +25,9 @@ class UnderWay:
     """
 
     sources: dict[int, tuple[Any, SourceCall]] = field(default_factory=dict)
-    units: dict[int, tuple[Expand | Process | Extra, Recording]] = field(default_factory=dict)
+    units: dict[int, tuple[Expand | Process | Extra | Follow, Recording]] = field(
+        default_factory=dict
+    )
     calls: dict[int, tuple[SourceCall, ...]] = field(default_factory=dict)
     unit_runs: dict[int, UUID] = field(default_factory=dict)
     each: set[int] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""What the core asks for. Each `Pull`, `Expand`, `Process` and `Extra` is answered by one event.
+"""What the core asks for. All but the last four are answered by one event.
 
 | action | means | answered by exactly one of |
 |---|---|---|
@@ -6,6 +6,7 @@
 | `Expand` | run an expanding stage | `expanded`, `expansion_lost`, `crashed`; `gave` before |
 | `Process` | run the last stage on consecutive items | `processed`, `crashed` |
 | `Extra` | do what was asked for beside the stages | `extra_ended`, `crashed` |
+| `Follow` | take apart what was found and held back | `followed` |
 | `Forget` | a list of a unit that gives further ones is not needed any more | nothing |
 | `Release` | the lists of a unit are not needed any more | nothing |
 | `ItemDone` | all that came from an item of an inner stage has ended | nothing |
@@ -78,6 +79,17 @@ class Extra(NamedTuple):
     crashes: int = 0
 
 
+class Follow(NamedTuple):
+    """Take apart what list `place` of unit `found_by` stands for: its level begins.
+
+    The lists that come of it are those of unit `unit`.
+    """
+
+    unit: int
+    found_by: int
+    place: int
+
+
 class Forget(NamedTuple):
     """List `place` of unit `unit`, which is still in flight, has ended: it can be forgotten."""
 
@@ -105,7 +117,7 @@ class SourceDone(NamedTuple):
     source: int
 
 
-Action = Pull | Expand | Process | Extra | Forget | Release | ItemDone | SourceDone
+Action = Pull | Expand | Process | Extra | Follow | Forget | Release | ItemDone | SourceDone
 
 
 class Found(NamedTuple):
@@ -165,12 +177,16 @@ class Found(NamedTuple):
         )
 
 
+HELD = -1
+
+
 class Further(NamedTuple):
     """Items that the last stage found for itself or an earlier stage, part of any answer.
 
     Args:
-        stage: the stage that is to work on them.
-        found: how many they are, and what of them has ended already.
+        stage: the stage that is to work on them. `HELD`: it is held back what they are, until
+            their level begins.
+        found: how many they are, and what of them has ended already; one if it is held back.
         offset: which of the items of an `Expand` they came from.
         levels: how often the last stage has led there, from the items of the unit.
     """

@@ -38,6 +38,8 @@ class Evolution(Filling):
         item_s: seconds that an item of the last stage takes, if somebody has measured it.
         max_items: items, beside the sources, that may be discovered (N >= 1).
         max_depth: how often the last stage may lead further, one below the other (N >= 1).
+        leads_on: whether the last stage is expected to lead further. If it does so all the same,
+            that is known from the first time on.
         told_of: inner stages (1 to N - 2) of whose items it is said when all that came from
             them has ended.
         streaming: expanding stages (0 to N - 2) that may give something before they have ended.
@@ -139,7 +141,7 @@ class Evolution(Filling):
             self.roots.not_run += count
             self.tallies[0].not_run += count
             actions += [SourceDone(start + number) for number in range(count)]
-        elif count and (self._quarantine or self.paused):
+        elif count and (self._quarantine or self.paused or self._taken_meanwhile(count)):
             waiting = Suspect(0, start, None, start, start + count, crashes=0)
             self._suspects.add(waiting, self._last)
         elif count:
@@ -303,6 +305,42 @@ class Evolution(Filling):
         if failed or further or self._leads_on:
             self._judge()
         return self._fill(actions, fewer=not further)
+
+    def followed(self, unit: int, further: Sequence[Further] = ()) -> list[Action]:
+        """Answer a `Follow`: what was held back is so much, after it was compared.
+
+        Args:
+            unit: the unit.
+            further: the lists of the unit, in this order; their levels are counted from the items
+                that found what was held back.
+        """
+        if unit not in self._follows:
+            raise IllegalEvent(f"unit {unit} was answered as a Follow, and is none")
+        self._check(unit, [one.found for one in further])
+        follow = self._follows.pop(unit)
+        actions: list[Action] = []
+        identity = follow.found_by, follow.place
+        held = self._lists[identity]
+        # In the name of the item that found it.
+        place = held.source if held.parent is None else held.place
+        above = held.parent or (-1, 0)
+        item = Process(unit, self._last, held.source, *above, place, place + 1)
+        opened = 0
+        for offset, more in enumerate(further):
+            depth = held.depth - 1 + more.levels
+            opened += self._discover(item, offset, more.stage, 0, more.found, depth)
+        if held.parent is None:
+            self._forks[held.source] = self._forks.get(held.source, 0) + opened
+        else:
+            self._lists[held.parent].open += opened
+            if self._lists[held.parent].stage in self._told_of:
+                one = held.parent, held.place
+                self._item_forks[one] = self._item_forks.get(one, 0) + opened
+        if unit not in self._lists_of:
+            actions.append(Release(unit))
+        self._close(actions, identity, 1)
+        self._judge()
+        return self._fill(actions)
 
     def add_extra(self, number: int) -> list[Action]:
         """Ask for something beside the stages; once the run is stopped nothing comes of it."""

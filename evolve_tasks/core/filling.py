@@ -33,6 +33,8 @@ Rules, in the order in which they are looked at:
    give that has given something: the shell bounds it.
 6. A source is taken only when it can be submitted at once: sources are never buffered.
    One that comes in a pause, or while something has to run alone (8), waits until that is over.
+   So does one whose place has been taken by what was asked for beside the stages: a source may be
+   long in coming, and where the window has nothing but its place that is not held up by it.
 7. How much goes into one unit is decided in `batching`, unless a number was given. A group of
    sources is no larger than what has been expanded so far makes credible (`GROWTH`): the first
    ones may be short, and the others long.
@@ -44,6 +46,10 @@ Rules, in the order in which they are looked at:
 9. No more than `max_items` items are discovered. What is found beyond them is left where it is,
    and nothing is expanded any more; what was discovered is worked on. What the last stage finds
    below `max_depth` is left, too.
+10. Where equal items are worked on once and there is a deepest level the shell holds back what
+    the last stage finds (`HELD`) until all above it has ended, and compares it only then, within
+    the bound of `buffered`. So an item counts for its shortest path, and what is reached does not
+    depend on what ends first.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from evolve_tasks.core.actions import Action, Expand, Extra, Process, Pull, Turn
+from evolve_tasks.core.actions import Action, Expand, Extra, Follow, Process, Pull, Turn
 from evolve_tasks.core.batching import TARGET_S, inline_items, unit_size
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
 from evolve_tasks.core.lists import ListId
@@ -73,6 +79,10 @@ LARGEST_GROUP = 1_000
 # What the groups of all threads may have together, over what has been expanded so far; `AHEAD`
 # times as much may be in flight.
 GROWTH = 8
+
+
+# So many are taken apart at once: the flow does it itself, and has other things to do.
+MOST_FOLLOWS = 50
 
 
 class Filling(OpenTree):
@@ -108,6 +118,12 @@ class Filling(OpenTree):
                 self._alone = self._next_unit
                 self._run_again(actions, suspects.single.popleft())
             return actions
+        if self._held and self._level_is_over:
+            self._of_level.extend(self._held.pop(min(self._held)))
+        if self._of_level:
+            self._follow(actions)
+        if self._extras and self._pulling and not (self._units or suspects):
+            self._do_extra(actions, self._extras.popleft(), 0)
         while (room := self._room()) > 0:
             if suspects.items or suspects.expansions:
                 if self._start_again(actions, room):
@@ -150,6 +166,37 @@ class Filling(OpenTree):
         if self._given and self._all_give:
             return max(room, self._largest_batch())
         return room
+
+    @property
+    def _level_is_over(self) -> bool:
+        """Whether nothing is left that might find what is held back on a shorter path."""
+        if self._all_waits or self._suspects or self._of_level or self._follows:
+            return False
+        if len(self._units) > self._extras_flying:
+            return False
+        # An iterator may be endless, or long in coming: what comes of it later is compared later.
+        return self._sources_known is None or self._sources_ended
+
+    def _follow(self, actions: list[Action]) -> None:
+        """Have taken apart what was found on this level and held back, as there is room for it."""
+        while (
+            self._of_level
+            and len(self._follows) < MOST_FOLLOWS
+            and self._all_waits <= self._buffered
+        ):
+            action = Follow(self._next_unit, *self._of_level.popleft())
+            self._next_unit += 1
+            self._follows[action.unit] = action
+            actions.append(action)
+
+    def _taken_meanwhile(self, sources: int) -> bool:
+        """Whether what was asked for beside the stages has the place of sources that came."""
+        window = self._window
+        if not self._extras_flying:
+            return False
+        if window.in_flight is not None and self._flying + sources > window.in_flight:
+            return True
+        return window.units is not None and len(self._units) + 1 > window.units
 
     @property
     def _all_give(self) -> bool:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
+from itertools import chain
 
 from evolve_tasks.core.actions import (
+    HELD,
     Action,
     Expand,
     Extra,
+    Follow,
     Forget,
     Found,
     ItemDone,
@@ -49,6 +52,7 @@ class OpenTree:
         item_s: float | None = None,
         max_items: int | None = None,
         max_depth: int | None = None,
+        leads_on: bool = False,
         told_of: Collection[int] = (),
         streaming: Collection[int] = (),
     ) -> None:
@@ -61,7 +65,11 @@ class OpenTree:
         self._max_items = max_items
         self._max_depth = max_depth
         self._told_of = frozenset(told_of)
-        self._leads_on = max_depth is not None  # the last stage finds work
+        # The last stage finds work, as far as anybody knows.
+        self._leads_on = leads_on or max_depth is not None
+        self._held: dict[int, list[ListId]] = {}  # what was found and held back, by depth
+        self._of_level: deque[ListId] = deque()  # of this, what the present level has left
+        self._follows: dict[int, Follow] = {}  # and what is being taken apart, by unit
         self._last = stages - 1
         self._window = window
         self._buffered = buffered
@@ -289,6 +297,8 @@ class OpenTree:
             found: what is in it, and what has ended.
             depth: how often the last stage has led to it.
         """
+        if stage == HELD:
+            return self._hold(action, place, offset, depth)
         tally = self.tallies[stage]
         ended = found.ended - found.repeated
         if self._max_depth is not None and depth > self._max_depth:
@@ -313,6 +323,26 @@ class OpenTree:
             identity = action.unit, place
             self._open_list(identity, stage, source, parent, found, left, crashes, depth, position)
         return bool(left)
+
+    def _hold(self, action: Expand | Process, place: int, offset: int, depth: int) -> bool:
+        """Keep what was found until its level begins; there is nothing to do with it before."""
+        self._leads_on = True
+        if self.closed:
+            return False  # it is left where it is
+        source, parent, position = place_of(action, offset)
+        identity = action.unit, place
+        self._lists[identity] = OpenList(HELD, source, parent, 1, deque(), 1, 0, depth, position)
+        self._lists_of[action.unit] = self._lists_of.get(action.unit, 0) + 1
+        self._held.setdefault(depth, []).append(identity)
+        return True
+
+    def _drop_held(self, actions: list[Action]) -> None:
+        """Leave what was held back where it is."""
+        left = [*self._of_level, *chain.from_iterable(self._held.values())]
+        self._of_level.clear()
+        self._held.clear()
+        for identity in left:
+            self._close(actions, identity, 1)
 
     def _open_list(
         self,
@@ -402,6 +432,7 @@ class OpenTree:
         actions: list[Action] = []
         for suspect in self._suspects.take_all():
             self._drop(actions, suspect)
+        self._drop_held(actions)
         # Deepest first: closing an inner list may close its parents with it.
         for stage in range(self._last, -1, -1):
             self._drop_waiting(actions, stage)
@@ -410,6 +441,7 @@ class OpenTree:
     def _limit(self) -> list[Action]:
         """Expand nothing more: it would only find what is not taken."""
         actions: list[Action] = []
+        self._drop_held(actions)
         for suspect in self._suspects.take_expansions(self._last):
             self._drop(actions, suspect)
         for stage in range(self._last - 1, -1, -1):

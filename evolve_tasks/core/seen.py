@@ -27,19 +27,21 @@ class Seen:
         self._keys: list[set[bytes]] = [set() for _ in range(stages)]
         self.repeated = [0] * stages
 
-    def fresh(self, stage: int, keys: bytes) -> list[int]:
+    def fresh(self, stage: int, keys: bytes, *, left: bool = False) -> list[int]:
         """Positions of the items that the stage has not met, which it has from now on.
 
         Args:
             stage: the stage that works on them.
             keys: `KEY_BYTES` bytes for each of N >= 0 items.
+            left: they are left where they are, and not met by that.
         """
         known, new = self._keys[stage], []
         for position in range(len(keys) // KEY_BYTES):
             key = key_at(keys, position)
             if key not in known:
-                known.add(key)
                 new.append(position)
+                if not left:
+                    known.add(key)
         self.repeated[stage] += len(keys) // KEY_BYTES - len(new)
         return new
 

@@ -11,11 +11,12 @@ from typing import Any
 import anyio
 from distributed import Future
 
-from evolve_tasks.answers import PULLED, Answer, Lost, readable
+from evolve_tasks.answers import FOLLOWED, PULLED, Answer, Lost, readable
 from evolve_tasks.core.actions import (
     Action,
     Expand,
     Extra,
+    Follow,
     Forget,
     ItemDone,
     Process,
@@ -145,6 +146,9 @@ class _Sources:
                     self._submitter.release(unit)
                 case Extra() as action:
                     self._start(self._do_extra(action))
+                case Follow() as action:
+                    self._run.follow(action)
+                    self._answers.put_nowait((action.unit, FOLLOWED))
                 case ItemDone() as action:
                     todo.extend(self._run.item_done(action))
                 case SourceDone(source):

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Protocol
 
-from evolve_tasks.answers import PULLED, Answer, Lost, readable
+from evolve_tasks.answers import FOLLOWED, PULLED, Answer, Lost, readable
 from evolve_tasks.core.actions import (
     Action,
     Expand,
     Extra,
+    Follow,
     Forget,
     ItemDone,
     Process,
@@ -157,6 +158,9 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
                     refused.append((action.unit, extra))
                 else:
                     carrier.extra(action, extra)
+            case Follow() as action:
+                run.follow(action)
+                refused.append((action.unit, FOLLOWED))
             case ItemDone() as action:
                 todo.extend(run.item_done(action))
             case SourceDone(source):

@@ -128,7 +128,10 @@ class _InTurn:
             self._woken.wait(PAUSED_S)
             self._woken.clear()
             return []
-        unit, answer = self._due.popleft()
+        # A source may be long in coming; what else there is to do does not wait for it.
+        first = next((one for one in self._due if one[0] != PULLED), self._due[0])
+        self._due.remove(first)
+        unit, answer = first
         return [(unit, answer())]
 
     def stop(self) -> None:

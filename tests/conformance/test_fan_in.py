@@ -28,6 +28,7 @@ from evolve_tasks import (
 )
 from tests.conformance.flows import in_flow
 from tests.integration.api import task_runs
+from tests.integration.waiting import until
 
 STRATEGIES = ["sequential", "as_completed", "async", "nested"]
 
@@ -131,6 +132,28 @@ def test_who_asks_for_failures_is_given_them(strategy: str, runner: Any) -> None
         *[("abc", (3, 0)), ("", (0, 0)), ("broken", (0, 1)), ("axb", (2, 1))],
         *[("bad", (3, 0)), ("abc", (3, 0)), ("z", (1, 0))],
     ]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nothing_to_collect_waits_for_the_next_source(
+    strategy: str, in_flight: int, runner: Any, tmp_path: Path
+) -> None:
+    def sources() -> Iterator[str]:
+        for source in ("ab", "c", "d"):
+            yield source
+            until((tmp_path / source).exists, f"{source} is collected", 30)
+
+    def noted(source: str, results: list[str]) -> str:
+        (tmp_path / source).touch()
+        return joined(source, results)
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "in_flight": in_flight}
+        return evolve(sources(), letters, upper, collect=noted, **options)
+
+    collected = in_flow(runner, body).collected
+    assert collected == [("ab", "ab: AB"), ("c", "c: C"), ("d", "d: D")]
 
 
 def twice(letter: str) -> Any:

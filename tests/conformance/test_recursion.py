@@ -12,7 +12,15 @@ import pytest
 from prefect import task
 from prefect.runtime import flow_run
 
-from evolve_tasks import EvolveFailed, EvolveTaskRunner, More, Outcome, evolve, evolve_iter
+from evolve_tasks import (
+    EvolveFailed,
+    EvolveTaskRunner,
+    More,
+    Outcome,
+    evolve,
+    evolve_iter,
+    tolerate,
+)
 from tests.conformance.flows import in_flow
 from tests.integration.api import task_runs
 
@@ -266,6 +274,148 @@ def test_a_path_that_is_too_deep_does_not_hide_a_shorter_one(strategy: str, runn
         return evolve([0], once, visit, **options)
 
     assert sorted(in_flow(runner, body).results) == [0, 1, 2, 3, 4]
+
+
+def graph(seed: int) -> dict[int, list[int]]:
+    random = Random(seed)
+    return {node: random.choices(range(60), k=random.randint(0, 3)) for node in range(60)}
+
+
+def distances(links: dict[int, list[int]], sources: list[int]) -> dict[int, int]:
+    """How far each node is from the sources, breadth first."""
+    found = dict.fromkeys(sources, 0)
+    todo = list(found)
+    for node in todo:  # which grows
+        for link in links[node]:
+            if link not in found:
+                found[link] = found[node] + 1
+                todo.append(link)
+    return found
+
+
+def visit_of(seed: int, stage: int) -> Any:
+    links = graph(seed)
+
+    def visit(node: int) -> More:
+        return More(node, links[node], stage=stage)
+
+    return visit
+
+
+@pytest.mark.parametrize("batch", [1, "auto"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_all_within_the_depth_is_reached_by_whatever_path(
+    strategy: str, batch: Any, runner: Any
+) -> None:
+    programs = [
+        (seed, sources, depth, seed % 2)
+        for seed, (sources, depth) in enumerate(
+            (sources, depth) for sources in ([0], [0, 1, 2]) for depth in (1, 2, 3, 5)
+        )
+    ]
+
+    def body() -> list[Outcome]:
+        options: Any = {"strategy": strategy, "unique": True, "batch": batch}
+        return [
+            evolve(sources, once, visit_of(seed, stage), max_depth=depth, **options)
+            for seed, sources, depth, stage in programs
+        ]
+
+    for (seed, sources, depth, _), outcome in zip(programs, in_flow(runner, body), strict=True):
+        links = graph(seed)
+        far = distances(links, sources)
+        within = sorted(node for node in far if far[node] <= depth)
+        deeper = sum(
+            far[link] > depth for node in within if far[node] == depth for link in links[node]
+        )
+        assert sorted(outcome.results) == within
+        text = f"{deeper} item{'' if deeper == 1 else 's'} lie deeper"
+        assert outcome.stopped == (
+            f"limits.max_depth={depth} was reached, and {text}" if deeper else None
+        )
+        assert outcome.counts.discovered == outcome.counts.done == len(within)
+
+
+def test_a_later_run_reaches_what_is_within_the_depth_as_well(runner: Any, tmp_path: Path) -> None:
+    """What a journal has leads on, too, and by the shortest path."""
+    links = graph(7)
+    far = distances(links, [0])
+    broken = tmp_path / "broken"
+    broken.touch()
+
+    def visit(node: int) -> More:
+        if broken.exists() and far[node] > 1 and node % 3 == 0:
+            raise OSError("not yet")
+        return More(node, links[node], stage=1)
+
+    def body() -> Outcome:
+        options: Any = {"unique": True, "max_depth": 4, "on_failure": "ignore", "batch": 1}
+        return evolve([0], once, visit, journal=tmp_path.name, **options)
+
+    first = in_flow(runner, body)
+    assert first.failures
+    broken.unlink()
+    second = in_flow(runner, body)
+    assert sorted(second.results) == sorted(node for node in far if far[node] <= 4)
+    assert second.counts.resumed == first.counts.done > 3
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_links_back_from_the_deepest_level_lie_no_deeper(
+    strategy: str, stage: int, runner: Any
+) -> None:
+    links = {0: [1, 2], 1: [0, 2], 2: [0, 1, 2]}
+
+    def visit(node: int) -> More:
+        return More(node, links[node], stage=stage)
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "unique": True, "max_depth": 1}
+        return evolve([0], once, visit, **options)
+
+    outcome = in_flow(runner, body)
+    assert sorted(outcome.results) == [0, 1, 2]
+    assert outcome.stopped is None
+    assert outcome.counts.repeated == 5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_of_equal_sources_one_is_collected(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "unique": True}
+        return evolve(["a", "b", "a"], list, str.upper, collect=joined, **options)
+
+    outcome = in_flow(runner, body)
+    assert outcome.collected == [("a", "a: A"), ("b", "b: B")]
+    assert outcome.results == ["A", "B"]
+
+
+def joined(source: str, results: list[str]) -> str:
+    return f"{source}: {''.join(results)}"
+
+
+def slow_to_fail(item: int) -> int | More:
+    """The first fails at once; what the others find makes its share a small one."""
+    if item == 0:
+        raise OSError("no such page")
+    if item < 3:
+        return More(item, range(10 * item, 10 * item + 20), stage=1)
+    return item
+
+
+@pytest.mark.parametrize("bound", [{"unique": True}, {"max_depth": 5}, {"max_items": 1_000}])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_share_of_failures_is_of_what_is_found_as_well(
+    strategy: str, bound: dict[str, Any], runner: Any
+) -> None:
+    def body() -> Outcome:
+        options: Any = {"on_failure": tolerate(ratio=0.2), "batch": 1, **bound}
+        return evolve([3], range, slow_to_fail, strategy=strategy, **options)
+
+    outcome = in_flow(runner, body)
+    assert (outcome.stopped, len(outcome.failures)) == (None, 1)
+    assert len(outcome.results) == (2 + 30 if "unique" in bound else 2 + 40)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

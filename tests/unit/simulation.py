@@ -27,14 +27,17 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from math import prod
 from random import Random
 from typing import Any, NamedTuple, NoReturn
 
 from evolve_tasks.core.actions import (
+    HELD,
     Action,
     Expand,
     Extra,
+    Follow,
     Forget,
     Found,
     Further,
@@ -144,6 +147,8 @@ class Program:
     most_found: int  # items that they find in all
     repeats: float  # lists of which some items were seen before
     max_depth: int | None  # how often the last stage may lead further
+    leads_on: bool  # somebody has said that it does
+    by_level: bool  # what they find is held back until all above it has ended
     extras: float  # sources of which something is asked for when they have ended
     streams: float  # an expansion gives something before it has ended
     streaming: tuple[int, ...]  # the stages that may do so
@@ -160,6 +165,7 @@ class Program:
             sources_known=self.sources if self.sources_known else None,
             max_items=self.max_items,
             max_depth=self.max_depth,
+            leads_on=self.leads_on,
             told_of=self.told_of,
             streaming=self.streaming,
         )
@@ -235,6 +241,8 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         streaming=() if not streams else random.choice(kinds),
         patient=random.random() < 0.7,
         told_of=tuple(stage for stage in range(1, stages - 1) if random.random() < 0.5),
+        leads_on=leads > 0 and random.random() < 0.5,
+        by_level=leads > 0 and random.random() < 0.4,
     )
 
 
@@ -314,6 +322,21 @@ class _Items:
         return [p for n, p in enumerate(self.todo[:most]) if p == first + n]
 
 
+class _Held(NamedTuple):
+    """What an item has found, and is held back."""
+
+    key: tuple[int, int]  # of the list that stands for it
+    item: Expand | Process  # a unit of that item alone
+    found: list[Further]
+    within: tuple[_Subtree, ...]
+    depth: int
+
+
+def replace_start(action: Expand | Process, position: int) -> Expand | Process:
+    """The same for one of its items."""
+    return action._replace(start=position, stop=position + 1)
+
+
 class BrokenPromise(AssertionError):
     """The core did what it must not do, or did not do what it must."""
 
@@ -378,6 +401,10 @@ class Simulation:
         self._tallies = [[0, 0, 0, 0, 0] for _ in range(program.stages)]
         self._again: list[Suspect] = []  # what dead workers took down, and what waits for it
         self._alone: int | None = None
+        self._held: dict[int, list[_Held]] = {}  # by depth
+        self._to_follow: list[tuple[Follow, _Held]] = []
+        self.followed = 0
+        self._beside_a_pull = False  # what began last, in a window without room
         self._salt = self.random.random()
         self.deaths: Counter[tuple[int, ...]] = Counter()  # by who is guilty
 
@@ -719,7 +746,7 @@ class Simulation:
                 self._surprised |= one.ended < one.size <= action.inline
         # Kept apart from their expansion, and held up by what goes before them.
         self._surprised |= action.crashes > 0 and self.asked > 0
-        self._enter_further(action, further, first)
+        further = self._enter_further(action, further, first)
         for offset in range(size):
             self._live(self._above(action, offset), -1)
         if not whole.alive:
@@ -787,10 +814,53 @@ class Simulation:
 
     def _enter_further(
         self, action: Expand | Process, further: Sequence[Further], first: int
-    ) -> None:
-        """Write down what items have found; `first` is its place among the lists of the unit."""
+    ) -> list[Further]:
+        """Write down what items have found; `first` is its place among the lists of the unit.
+
+        Returns:
+            What the core is told of it.
+        """
         parent = self._lists.get((action.parent, action.offset))
         depth = (parent.depth if parent else 0) + 1
+        if not self.program.by_level:
+            self._enter_found(action, further, first, depth)
+            return list(further)
+        by_item: dict[int, list[Further]] = {}
+        for more in further:
+            by_item.setdefault(more.offset, []).append(more)
+        for place, (offset, found) in enumerate(by_item.items(), first):
+            self.led_on = True
+            self.deepest = max(self.deepest, depth)
+            if not (self._stopped or self._limited):
+                within = (self._given_by[action.unit], *self._above(action, offset))
+                self._live(within, 1)
+                position = action.start + offset
+                one = replace_start(action, position)
+                self._held.setdefault(depth, []).append(
+                    _Held((action.unit, place), one, found, within, depth)
+                )
+        return [Further(HELD, Found(1), offset) for offset in by_item]
+
+    def _answer_follow(self, action: Follow, held: _Held) -> None:
+        self.followed += 1
+        unit = action.unit
+        self._given_by[unit] = whole = _Subtree(f"unit {unit}")
+        one = held.item._replace(unit=unit)
+        further = [more._replace(offset=0) for more in held.found]
+        self._enter_found(one, further, 0, held.depth)
+        if not whole.alive:
+            self._due[id(whole)] = whole
+        self._live(held.within, -1)
+        self._tell("followed", unit, further)
+
+    def _drop_held(self) -> None:
+        held, self._held = self._held, {}
+        for one in [one for ones in held.values() for one in ones]:
+            self._live(one.within, -1)
+
+    def _enter_found(
+        self, action: Expand | Process, further: Sequence[Further], first: int, depth: int
+    ) -> None:
         for place, more in enumerate(further, first):
             self.led_on = True
             self.deepest = max(self.deepest, depth)
@@ -974,7 +1044,7 @@ class Simulation:
         further = self._lead_on(size - not_run - len(failing))
         if further:
             self._given_by[action.unit] = whole = _Subtree(f"unit {action.unit}")
-            self._enter_further(action, further, 0)
+            further = self._enter_further(action, further, 0)
             if not whole.alive:
                 self._due[id(whole)] = whole
         failing = [action.start + position for position in failing]
@@ -1049,6 +1119,7 @@ class Simulation:
 
     def _drop_what_is_not_wanted(self) -> None:
         """After the limit on items was reached: what would find more of them."""
+        self._drop_held()
         for stage in range(self._last):
             self._drop_queue(stage)
         for one in [one for one in self._again if one.stage < self._last]:
@@ -1081,6 +1152,7 @@ class Simulation:
             return
         self._stopped = True
         self._extras.clear()
+        self._drop_held()
         for stage in range(len(self._queues)):
             self._drop_queue(stage)
         for one in self._again:
@@ -1092,10 +1164,10 @@ class Simulation:
         expanding = any(self._expanding) or self._arriving or any(self._waiting[: self._last])
         expanding = expanding or any(one.stage < self._last for one in self._again)
         over = self._ended or self._limited
-        leads_on = self.led_on or self.program.max_depth is not None
+        leads_on = self.led_on or self.program.max_depth is not None or self.program.leads_on
         if leads_on and not self._limited:  # whatever runs may find more
             expanding = expanding or self._units or any(self._waiting) or self._again
-            expanding = expanding or self._extras
+            expanding = expanding or self._extras or self._held or self._to_follow
         return last[2] + self._lost, last[0] + self._lost, bool(over and not expanding)
 
     def _in_flight(self, arriving: int = 0) -> tuple[int, int]:
@@ -1224,11 +1296,13 @@ class Simulation:
             if not self._stopped:
                 self._extras.append(number)
             self._tell("add_extra", number)
+        while self._to_follow:
+            self._answer_follow(*self._to_follow.pop(0))
 
     def _look_at(self, actions: list[Action], taken: tuple[int, int]) -> None:
         alone = self._alone is not None or any(one.alone for one in self._again)
-        if self._arriving and (alone or self.core.paused):
-            # They wait until the pause, or what runs alone, has ended.
+        if self._arriving and (alone or self.core.paused or self._taken_meanwhile()):
+            # They wait until the pause, or what has their place or runs alone, has ended.
             start = len(self._sources) - self._arriving
             self._again.append(Suspect(0, start, None, start, len(self._sources), 0))
             self._arriving = 0
@@ -1237,6 +1311,8 @@ class Simulation:
             match action:
                 case Extra():
                     self._look_at_extra(action)
+                case Follow():
+                    self._look_at_follow(action)
                 case Process() | Expand() if self._look_at_again(action):
                     pass
                 case Process():
@@ -1271,6 +1347,7 @@ class Simulation:
                 if not known
             )
             self._most_unknown = max(self._most_unknown, unknown)
+            beside = beside or (isinstance(action, Extra) and self._beside_a_pull)
             for now, bound, before in zip(
                 self._in_flight(self._arriving), self._bounds, taken, strict=True
             ):
@@ -1326,11 +1403,52 @@ class Simulation:
         self._processing += isinstance(action, Process)
         return True
 
+    def _taken_meanwhile(self) -> bool:
+        """Whether something beside the stages has begun in the place of sources that came."""
+        if not any(isinstance(one, Extra) for one in self._units.values()):
+            return False
+        arrived = self._in_flight(self._arriving)
+        return any(now > bound for now, bound in zip(arrived, self._bounds, strict=True))
+
+    def _waits_above(self, depth: int) -> bool:
+        """Whether something less deep may find what is held back of a level."""
+        if self.program.sources_known and not self._ended:
+            return True
+        units = [one for one in self._units.values() if not isinstance(one, Extra)]
+        lists = [self._lists[one.parent, one.offset] for one in units if one.parent >= 0]
+        sources = len(lists) < len(units) or self._arriving
+        lists += chain.from_iterable(self._queues)
+        lists += [self._lists[one.parent] for one in self._again if one.parent is not None]
+        sources = sources or any(
+            one.parent is None and one.stage <= self._last for one in self._again
+        )
+        if sources or any(one.depth < depth for one in lists):
+            return True
+        return any(one.depth < depth for _, one in self._to_follow)
+
+    def _look_at_follow(self, action: Follow) -> None:
+        if self._stopped or self.core.paused:
+            self._broken(f"{action} after the stop, or in a pause")
+        depth = min(self._held, default=0)
+        if not self._held or self._waits_above(depth):
+            self._broken(f"{action} of what is not held back, or while something is less deep")
+        if sum(self._waiting) > self.program.buffered:
+            self._broken(f"{action} above the bound of the buffer")
+        held = self._held[depth].pop(0)
+        if not self._held[depth]:
+            del self._held[depth]
+        if action != (self._issued, *held.key):
+            self._broken(f"{action} before unit {self._issued} of {held.key}")
+        self._issued += 1
+        self._to_follow.append((action, held))
+
     def _look_at_extra(self, action: Extra) -> None:
         one = self._next_again()
         if self._quarantined() and (self._busy() or one is None):
             self._broken(f"{action} beside what runs alone, or before it")
-        if self._room() <= 0 and not (one and one.alone):
+        lonely = self._pulling and not self._units and one is None
+        self._beside_a_pull = self._room() <= 0 and bool(lonely)
+        if self._room() <= 0 and not (lonely or (one and one.alone)):
             self._broken(f"{action} where there is no room")
         if one is not None and one.stage > self._last:
             if (action.number, action.crashes) != (one.start, one.crashes):
@@ -1571,6 +1689,7 @@ class Simulation:
             self._broken(f"pulling is {core.pulling}, asked for are {self._pulling}")
         over = self._stopped or self._ended or self._limited
         finished = not (self._order or waiting or self._again or self._extras) and over
+        finished = finished and not (self._held or self._to_follow)
         if core.finished != finished:
             self._broken(f"finished is {core.finished}, and {len(self._order)} are in flight")
         progress = core.progress
@@ -1596,7 +1715,8 @@ class Simulation:
         # Nothing is kept but what is open: each open list has something waiting or in flight.
         again = sum(one.size for one in self._again)
         levels = self._last * (1 + self.deepest) + self.deepest
-        if len(core._lists) > levels * (waiting + again + self._flying):
+        held = sum(map(len, self._held.values())) + len(self._to_follow)
+        if len(core._lists) > levels * (waiting + again + self._flying) + (1 + levels) * held:
             self._broken(f"{len(core._lists)} lists for {waiting + self._flying} open items")
         if set(core._lists_of) != {unit for unit, _ in core._lists}:
             self._broken(f"lists are counted of units {set(core._lists_of)}, others are open")
@@ -1621,11 +1741,16 @@ class Simulation:
 
     def _check_nothing_is_missing(self) -> None:
         """Room in the window is used if anything may use it."""
+        idle = not (self._to_follow or self._busy() or self._again or any(self._waiting))
+        if self._held and idle and not self._waits_above(min(self._held)):
+            self._broken("what was held back is not followed, and nothing else is there")
         if self._quarantined():
             if not self._busy():
                 self._broken("nothing is in flight, and what has to run alone does not begin")
             return
         room = self._room()
+        if self._extras and self._pulling and not (self._units or self._again):
+            self._broken("what was asked for waits for a source that may be long in coming")
         if room <= 0:
             return
         if one := self._next_again():
@@ -1654,7 +1779,7 @@ class Simulation:
         core = self.core
         kept = ("_lists", "_lists_of", "_units", "_flying", "_expansions", "_turns")
         kept += ("_suspects", "_alone", "_forks", "_extras", "_extras_flying")
-        kept += ("_given", "_item_forks")
+        kept += ("_given", "_item_forks", "_held", "_follows")
         left = {name: value for name in kept if (value := getattr(core, name))}
         left |= {
             name: any(getattr(core, name))

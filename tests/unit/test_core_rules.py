@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from evolve_tasks.core.actions import (
     Action,
     Expand,
+    Extra,
     Found,
+    Further,
     Process,
     Pull,
     Release,
@@ -1187,3 +1189,41 @@ def test_a_source_that_is_awaited_keeps_its_place_and_is_told_of_later() -> None
     ]
     assert (expand.start, expand.stop) == (0, 1)
     assert not core.pulling
+
+
+def test_what_was_asked_for_does_not_wait_for_a_source_that_is_long_in_coming() -> None:
+    core = evolution(in_flight=1)
+    core.begin()
+    core.comes()
+    core.gives(0, 1)
+    assert [type(action) for action in core.processed(1)] == [Release, SourceDone, Pull]
+    (extra,) = core.add_extra(0)
+    assert isinstance(extra, Extra)
+    # The source comes all the same, and takes the place when it is free.
+    assert core.comes() == []
+    assert core.flying == 1
+    (expand,) = core.extra_ended(extra.unit)
+    assert isinstance(expand, Expand)
+
+
+@pytest.mark.parametrize("leads_on", [False, True])
+def test_a_share_is_judged_at_the_end_where_the_last_stage_leads_on(leads_on: bool) -> None:
+    core = Core(
+        stages=2,
+        window=Window(in_flight=4),
+        buffered=10,
+        batch=1,
+        budget=Bounded(count=None, ratio=0.5),
+        sources_known=1,
+        leads_on=leads_on,
+    )
+    core.begin()
+    core.sources_arrived(1, ended=True)
+    items = [one.unit for one in core.gives(0, 3) if isinstance(one, Process)]
+    core.processed(items[0], failed=1)
+    core.processed(items[1], failed=1)
+    assert (core.stopped is None) == leads_on
+    # The third one finds more than enough.
+    found = Further(1, Found(5), 0, 1)
+    core.processed(items[2], further=[found])
+    assert (core.stopped is None) == leads_on
