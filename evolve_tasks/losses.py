@@ -41,7 +41,8 @@ class Losses:
     story: Story
     under_way: UnderWay
     given_up: list[GivenUp] = field(default_factory=list)
-    _marks: dict[str, set[tuple[int, int]] | None] = field(default_factory=dict)  # by address
+    # By id of the worker: where ports are fixed, the next one has the address of the dead one.
+    _marks: dict[str, set[tuple[int, int]] | None] = field(default_factory=dict)
     # Lost, and not at work: by unit that gave it, list, and position.
     _unseen: Counter[tuple[int, int, int]] = field(default_factory=Counter)
 
@@ -49,10 +50,10 @@ class Losses:
         """What of a unit its worker was at when it died; `None` if nobody knows."""
         if not isinstance(lost.error, KilledWorker):
             return None
-        address = lost.error.last_worker.address
-        if address not in self._marks:
-            self._marks[address] = take_marks(marks_path(self.run, address))
-        marks = self._marks[address]
+        worker = lost.error.last_worker
+        if worker.server_id not in self._marks:
+            self._marks[worker.server_id] = take_marks(marks_path(self.run, worker.address))
+        marks = self._marks[worker.server_id]
         if not marks:
             return None
         positions = range(action.start, action.stop)
