@@ -19,7 +19,7 @@ from evolve_tasks.stages import Stage
 from evolve_tasks.telling import tell_lost
 from evolve_tasks.under_way import UnderWay
 from evolve_tasks.workers.calls import GivenUp, item_run_id
-from evolve_tasks.workers.marks import marks_path, number_of, take_marks
+from evolve_tasks.workers.marks import PACKING, marks_path, number_of, packing, take_marks
 
 
 @dataclass(slots=True)
@@ -59,12 +59,22 @@ class Losses:
         positions = range(action.start, action.stop)
         if isinstance(action, Process):
             number = number_of(self.under_way.parent(action).index)
-            running = {item for source, item in marks if source == number} & set(positions)
+            at_work = {item for source, item in marks if source == number}
+            packed = packing(action.start) in at_work
+            running = at_work & set(positions)
         else:
             # A source is at work also while its items are, in passing or by a nested unit.
-            at_work = {source for source, _ in marks}
-            calls = zip(positions, self.under_way.calls[action.unit], strict=True)
-            running = {position for position, call in calls if number_of(call.index) in at_work}
+            sources = {source for source, _ in marks}
+            numbers = [number_of(call.index) for call in self.under_way.calls[action.unit]]
+            packed = (numbers[0], PACKING) in marks
+            running = {
+                position
+                for position, number in zip(positions, numbers, strict=True)
+                if number in sources
+            }
+        if packed:
+            # All had been worked on: any of them may be what cannot be pickled.
+            return None if len(positions) > 1 else list(positions)
         if not running:
             # It may have killed the worker all the same, where nobody looks: on its way there.
             place = action.parent, action.offset, action.start
