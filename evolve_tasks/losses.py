@@ -19,7 +19,7 @@ from evolve_tasks.stages import Stage
 from evolve_tasks.telling import tell_lost
 from evolve_tasks.under_way import UnderWay
 from evolve_tasks.workers.calls import GivenUp, item_run_id
-from evolve_tasks.workers.marks import marks_path, number_of, take_marks
+from evolve_tasks.workers.marks import PACKING, marks_path, number_of, packing, take_marks
 
 
 @dataclass(slots=True)
@@ -41,7 +41,8 @@ class Losses:
     story: Story
     under_way: UnderWay
     given_up: list[GivenUp] = field(default_factory=list)
-    _marks: dict[str, set[tuple[int, int]] | None] = field(default_factory=dict)  # by address
+    # By id of the worker: where ports are fixed, the next one has the address of the dead one.
+    _marks: dict[str, set[tuple[int, int]] | None] = field(default_factory=dict)
     # Lost, and not at work: by unit that gave it, list, and position.
     _unseen: Counter[tuple[int, int, int]] = field(default_factory=Counter)
 
@@ -49,21 +50,31 @@ class Losses:
         """What of a unit its worker was at when it died; `None` if nobody knows."""
         if not isinstance(lost.error, KilledWorker):
             return None
-        address = lost.error.last_worker.address
-        if address not in self._marks:
-            self._marks[address] = take_marks(marks_path(self.run, address))
-        marks = self._marks[address]
+        worker = lost.error.last_worker
+        if worker.server_id not in self._marks:
+            self._marks[worker.server_id] = take_marks(marks_path(self.run, worker.address))
+        marks = self._marks[worker.server_id]
         if not marks:
             return None
         positions = range(action.start, action.stop)
         if isinstance(action, Process):
             number = number_of(self.under_way.parent(action).index)
-            running = {item for source, item in marks if source == number} & set(positions)
+            at_work = {item for source, item in marks if source == number}
+            packed = packing(action.start) in at_work
+            running = at_work & set(positions)
         else:
             # A source is at work also while its items are, in passing or by a nested unit.
-            at_work = {source for source, _ in marks}
-            calls = zip(positions, self.under_way.calls[action.unit], strict=True)
-            running = {position for position, call in calls if number_of(call.index) in at_work}
+            sources = {source for source, _ in marks}
+            numbers = [number_of(call.index) for call in self.under_way.calls[action.unit]]
+            packed = (numbers[0], PACKING) in marks
+            running = {
+                position
+                for position, number in zip(positions, numbers, strict=True)
+                if number in sources
+            }
+        if packed:
+            # All had been worked on: any of them may be what cannot be pickled.
+            return None if len(positions) > 1 else list(positions)
         if not running:
             # It may have killed the worker all the same, where nobody looks: on its way there.
             place = action.parent, action.offset, action.start

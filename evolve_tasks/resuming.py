@@ -64,6 +64,8 @@ class Resuming:
         self._seen: Counter[str] = Counter()
         self._open: dict[int, dict[tuple[int, ...], _Source]] = {}  # by source, and from it down
         self._unknown = 0
+        # Fingerprints that hold for this process alone: how many, and the first of them.
+        self._passing, self._first_passing = 0, ""
         # An item that is its own key is all that its result depends on. With a function it may be
         # another one when other code has found it, and another function may call others the same.
         self._key = "key" if key is None else f"{stage_token(key)} {self._parse}"
@@ -189,6 +191,14 @@ class Resuming:
                 "give sources that are plain values, such as names",
                 self._unknown,
             )
+        if self._passing:
+            self._logger.warning(
+                "%d sources have a fingerprint that a later run cannot recognise (%s): they are "
+                "worked on each time; let fingerprint= give a plain value, such as a text or a "
+                "tuple",
+                self._passing,
+                self._first_passing,
+            )
         for texts, what in (
             (self._journal.damaged, "damaged in the journal, and done again"),
             (self._journal.unsaved, "not kept in the journal"),
@@ -210,7 +220,11 @@ class Resuming:
                 error,
             )
             return None
-        return source_token(value)
+        token = source_token(value)
+        if token is None:
+            self._first_passing = self._first_passing or short_repr(value)
+            self._passing += 1
+        return token
 
     def _known(self, one: _Source, items: str | None = None) -> Known | None:
         return self._journal.known(

@@ -20,6 +20,10 @@ from evolve_tasks.journal.records import Done, Gone, Listed, Record
 # use one journal for two calls, find their results; an edit a day does not pile up for ever.
 VARIANTS: Final = 4
 
+# So many runs, one after the other, have to miss a source before what is known of it may be
+# forgotten: a mount that is empty once, or one run on a part of the sources, costs nothing.
+ABSENCES: Final = 2
+
 
 class Place(NamedTuple):
     """Where a record is.
@@ -103,6 +107,19 @@ class Variant:
 
 
 @dataclass(slots=True)
+class Absence:
+    """A run missed a source.
+
+    Args:
+        sequence: of its record.
+        place: of its record.
+    """
+
+    sequence: int
+    place: Place
+
+
+@dataclass(slots=True)
 class Entry:
     """What is known of a source.
 
@@ -110,21 +127,30 @@ class Entry:
         label: its name for people; untrusted text.
         listings: newest first.
         variants: newest first.
-        gone: the record that says that it vanished, with its sequence.
+        gone: the last runs that missed it, newest first.
     """
 
     label: str
     listings: list[Listing]
     variants: list[Variant]
-    gone: tuple[int, Place] | None
+    gone: tuple[Absence, ...]
 
     @property
     def is_gone(self) -> bool:
         """Whether it vanished and did not come back since."""
-        if self.gone is None:
-            return False
+        return self._missed() > 0
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it has been gone for so long that nothing of it need be kept."""
+        return self._missed() >= ABSENCES
+
+    def _missed(self) -> int:
+        """How many runs have missed it since it was last there."""
+        if not self.gone:
+            return 0
         newest = max((listing.sequence for listing in self.listings), default=-1)
-        return self.gone[0] > newest
+        return sum(absence.sequence > newest for absence in self.gone)
 
     def listing(self, fingerprint: str, parse: str) -> Listing | None:
         """What this code gave from the source as it is."""
@@ -149,8 +175,11 @@ class Entry:
         yield from (listing.place for listing in self.listings)
         for variant in self.variants:
             yield from (piece.place for piece in variant.pieces)
-        if self.gone is not None:
-            yield self.gone[1]
+        yield from self.gone_places()
+
+    def gone_places(self) -> Iterator[Place]:
+        """Where it is written that it vanished."""
+        return (absence.place for absence in self.gone)
 
 
 Key = tuple[str, int]
@@ -174,15 +203,21 @@ class Index:
         key = (record.source, record.occurrence)
         entry = self.sources.get(key)
         if entry is None:
-            entry = self.sources[key] = Entry("", [], [], None)
+            entry = self.sources[key] = Entry("", [], [], ())
         match record:
             case Listed():
                 self._add_listing(entry, record, place)
             case Done():
                 self._add_done(entry, record, place)
             case Gone():
-                if entry.gone is None or record.sequence >= entry.gone[0]:
-                    entry.gone = (record.sequence, place)
+                self._add_gone(entry, record, place)
+
+    def _add_gone(self, entry: Entry, record: Gone, place: Place) -> None:
+        # A record that is there twice is one run's.
+        if all(absence.sequence != record.sequence for absence in entry.gone):
+            gone = [*entry.gone, Absence(record.sequence, place)]
+            gone.sort(key=lambda absence: -absence.sequence)
+            entry.gone = tuple(gone[:ABSENCES])
 
     def _add_listing(self, entry: Entry, record: Listed, place: Place) -> None:
         newest = entry.listings[0] if entry.listings else None
@@ -243,22 +278,18 @@ class Index:
     def holds(self, record: Record, place: Place) -> bool:
         """Whether the record at this place is still of use."""
         holder = self._holder(record)
-        return holder is not None and _place(holder) == place
+        return holder is not None and holder.place == place
 
     def move(self, record: Record, before: Place, after: Place) -> None:
         """Say that a record is at another place now."""
         holder = self._holder(record)
-        if holder is None or _place(holder) != before:
-            return
-        if isinstance(holder, Entry):
-            holder.gone = (record.sequence, after)
-        else:
+        if holder is not None and holder.place == before:
             holder.place = after
 
     def drop(self, record: Record, place: Place) -> None:
         """Forget the record at this place."""
         holder = self._holder(record)
-        if holder is None or _place(holder) != place:
+        if holder is None or holder.place != place:
             return
         key = (record.source, record.occurrence)
         entry = self.sources[key]
@@ -269,12 +300,12 @@ class Index:
                 variant.pieces = [piece for piece in variant.pieces if piece is not holder]
             entry.variants = [variant for variant in entry.variants if variant.pieces]
         else:
-            entry.gone = None
-        if not entry.listings and not entry.variants and entry.gone is None:
+            entry.gone = tuple(absence for absence in entry.gone if absence is not holder)
+        if not entry.listings and not entry.variants and not entry.gone:
             del self.sources[key]
 
-    def _holder(self, record: Record) -> Listing | Piece | Entry | None:
-        """What stands for the record, or for one that says the same; an entry: that it is gone."""
+    def _holder(self, record: Record) -> Listing | Piece | Absence | None:
+        """What stands for the record, or for one that says the same."""
         entry = self.sources.get((record.source, record.occurrence))
         if entry is None:
             return None
@@ -289,21 +320,23 @@ class Index:
                 found = variant.pieces[at] if at < len(variant.pieces) else None
                 return found if found is not None and found.start == record.start else None
             case Gone():
-                return entry if entry.gone is not None else None
+                same = (absence for absence in entry.gone if absence.sequence == record.sequence)
+                return next(same, None)
 
     def forget_gone(self, segments: set[str]) -> None:
-        """Forget what vanished sources left in segments that are about to be written anew.
+        """Forget what sources that are given up left in segments that are written anew next.
 
-        The record that one is gone stays until a later compaction finds nothing else of it: it
-        has to outlive every copy of the others, or one of them would bring the source back.
+        The records that one is gone stay until a later compaction finds nothing else of it: they
+        have to outlive every copy of the others, or one of them would bring the source back.
         """
         roots = {_root(key) for key in self.sources if is_below(key[0])}
-        gone = [key for key in self.sources if self._is_gone(key)]
-        for key in gone:
-            entry = self.sources[key]
+        given_up = {key for key in self.sources if self._is_given_up(key)}
+        for key, entry in list(self.sources.items()):
             if not entry.listings and not entry.variants:
-                if key not in roots:
+                if key not in roots:  # nothing is left but that it is gone
                     del self.sources[key]
+                continue
+            if key not in given_up:
                 continue
             entry.listings = [
                 listing for listing in entry.listings if listing.place.segment not in segments
@@ -313,21 +346,20 @@ class Index:
                     piece for piece in variant.pieces if piece.place.segment not in segments
                 ]
             entry.variants = [variant for variant in entry.variants if variant.pieces]
+            if not entry.listings and not entry.variants and key not in roots:
+                entry.gone = entry.gone[:1]  # it outlives what a compaction that is cut off leaves
 
-    def _is_gone(self, key: Key) -> bool:
-        """Whether a source vanished, or that which it lies below."""
+    def _is_given_up(self, key: Key) -> bool:
+        """Whether a source has been gone for long, or that which it lies below."""
         root = self.sources.get(_root(key))
-        return root is not None and root.is_gone
+        return root is not None and root.is_given_up
 
     def live_bytes(self) -> Counter[str]:
-        """Bytes that are of use, by segment; what vanished sources left is not."""
+        """Bytes that are of use, by segment; what sources left that are given up is not."""
         live: Counter[str] = Counter()
         for key, entry in self.sources.items():
-            if self._is_gone(key):
-                if entry.gone is not None:
-                    live[entry.gone[1].segment] += entry.gone[1].length
-                continue
-            for place in entry.places():
+            given_up = self._is_given_up(key)
+            for place in entry.gone_places() if given_up else entry.places():
                 live[place.segment] += place.length
         return live
 
@@ -346,12 +378,6 @@ def _insert(pieces: list[Piece], piece: Piece) -> None:
     while after < len(pieces) and pieces[after].stop <= piece.stop:
         after += 1
     pieces[first:after] = [piece]
-
-
-def _place(holder: Listing | Piece | Entry) -> Place | None:
-    if isinstance(holder, Entry):
-        return holder.gone[1] if holder.gone is not None else None
-    return holder.place
 
 
 def _root(key: Key) -> Key:

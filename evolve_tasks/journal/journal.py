@@ -101,6 +101,7 @@ class Journal:
         self._segments = Segments(files, uuid.uuid4().hex[:12])
         self._about: dict[str, Any] = {}
         self._seen: set[tuple[str, int]] = set()
+        self._missed: set[tuple[str, int]] = set()  # by this run, and noted
         self._records: list[Record] = []
         # Results by what they belong to; those of neighbours become one record at the flush.
         self._results: dict[tuple[str, int, str, str, str], list[tuple[int, list[Any]]]] = {}
@@ -356,20 +357,28 @@ class Journal:
 
         What lies below a source vanishes with it, and of equal ones none is missed while there
         is one. Ask when the last source has been taken, and flush when it was reported: what is
-        not flushed is said again by the next run.
+        not flushed is said again by the next run. Those that the run before has missed, too, are
+        noted without a word: only then may a later run forget them.
 
         Returns:
             Their labels, sorted; untrusted text, as the sources' names were.
         """
         there = {source for source, _ in self._seen}
         labels: dict[str, str] = {}
-        for (source, occurrence), entry in self._segments.index.sources.items():
-            if source in there or is_below(source):
+        for key, entry in self._segments.index.sources.items():
+            source, occurrence = key
+            if source in there or is_below(source) or key in self._missed:
                 continue
-            # Without a listing (damage took it) there is no name to say.
-            if entry.listings and not entry.is_gone:
+            if entry.is_gone:
+                # Of some nothing is left but that they are gone.
+                if entry.is_given_up or not (entry.listings or entry.variants):
+                    continue
+            elif entry.listings:
                 labels.setdefault(source, entry.label)
-                self._records.append(Gone(source, occurrence))
+            else:
+                continue  # damage took its listing, and there is no name to say
+            self._missed.add(key)
+            self._records.append(Gone(source, occurrence))
         return sorted(labels.values())
 
     def _bring_back(self, key: tuple[str, int], entry: Entry) -> None:

@@ -80,7 +80,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A source vanished, and that was reported.
+    """A source vanished, and that was reported; each run that misses it may note that.
 
     Args:
         source: token of the source.

@@ -22,6 +22,8 @@ from tempfile import gettempdir
 _SLOT = struct.Struct("<qq")  # number of the source, counted from 1, and position of the item
 SLOTS = 1_024  # threads of a worker that are marked; a page or four
 SOURCE_ITSELF = -1
+# At the first source of a unit: they have ended, and what all of them came to is being pickled.
+PACKING = -2
 _INNER = 1 << 61  # above any position of a source
 
 
@@ -39,6 +41,19 @@ def number_of(index: tuple[int, ...]) -> int:
         return index[0]
     digest = blake2b(repr(index).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 2) | _INNER
+
+
+def packing(start: int) -> int:
+    """Mark in place of an item: its batch has ended, and all results of it are being pickled.
+
+    Args:
+        start: position of the first item of the batch.
+
+    Example:
+        >>> packing(0), packing(100)
+        (-3, -103)
+    """
+    return PACKING - 1 - start
 
 
 def marks_path(run: str, address: str) -> Path:
@@ -83,7 +98,7 @@ class Marks:
         self._mine = threading.local()
 
     def at(self, source: int, item: int) -> None:
-        """Note that this thread begins an item, or a source (`SOURCE_ITSELF`)."""
+        """Note that this thread begins an item, a source (`SOURCE_ITSELF`), or to pickle."""
         _SLOT.pack_into(self._memory, self._place(), source + 1, item)
 
     def clear(self) -> None:
@@ -115,7 +130,8 @@ def take_marks(path: Path) -> set[tuple[int, int]] | None:
         path: the file.
 
     Returns:
-        Numbers of sources and positions of items; `None` if there is no such file on this machine.
+        Numbers of sources and positions of items, or what stands in their place; `None` if there
+        is no such file on this machine.
     """
     try:
         content = path.read_bytes()

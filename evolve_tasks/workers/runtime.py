@@ -45,7 +45,7 @@ from evolve_tasks.workers.engines import keeps_results, record_failure
 from evolve_tasks.workers.failing import after_some, failure_from
 from evolve_tasks.workers.gathering import streamed
 from evolve_tasks.workers.keys import keys_of
-from evolve_tasks.workers.marks import SOURCE_ITSELF, Marks, number_of
+from evolve_tasks.workers.marks import PACKING, SOURCE_ITSELF, Marks, number_of, packing
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.streaming import Flusher, Line, Stream
 from evolve_tasks.workers.task_runs import new_task_run
@@ -277,6 +277,9 @@ class Runtime:
                 failed = self.spec.fail_fast and any(
                     ended.error is not None for ended in one.worked_on
                 )
+        # From here on the last one is as good as any other: what they gave is compared, and what
+        # was worked on here is pickled.
+        self._mark(call.sources[0], PACKING)
         return ended
 
     @contextmanager
@@ -347,7 +350,10 @@ class Runtime:
             with UnitContext(bound, call.recording, log_run_id, name) as unit:
                 begun = time.perf_counter()
                 ended = self._work_on(bound, unit, call.source, items, start)
-                return ended, time.perf_counter() - begun
+                worked_s = time.perf_counter() - begun
+                # A result may kill the process when it is pickled, and it need not be the last.
+                self._mark(call.source, packing(start))
+                return ended, worked_s
 
         ended, worked_s = self._as_unit(bound, call.recording, name, body)(call)
         span.ended = time.time()

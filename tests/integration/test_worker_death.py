@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -130,6 +131,69 @@ def test_a_poisonous_item_costs_itself_and_three_workers(
     ]
     crashed = [run.name for run in runs if run.state_name == "Crashed"]
     assert any(name.endswith(" 57]") for name in crashed), crashed
+
+
+class Deadly:
+    """A result that kills the worker which pickles it."""
+
+    def __init__(self, diary: str) -> None:
+        self.diary = diary
+
+    def __reduce__(self) -> Any:
+        if parent_process() is not None:
+            die(self.diary)
+        return int, (0,)
+
+
+@task
+def deadly_is_result_57_of_3(item: Item) -> Any:
+    diary, source, position = item
+    return Deadly(diary) if (source, position) == (3, 57) else source * 100 + position
+
+
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_a_result_that_kills_who_pickles_it_costs_itself_and_three_workers(
+    strategy: str, tmp_path: Path, mortal: LocalCluster
+) -> None:
+    """By then the whole batch has been worked on, and its last item is no more at fault."""
+    diary = str(tmp_path)
+
+    def body() -> Outcome:
+        options: dict[str, Any] = {"batch": 100, "record": "batches", "on_failure": "ignore"}
+        sources = [(diary, 3)]
+        return evolve(sources, hundred, deadly_is_result_57_of_3, strategy=strategy, **options)
+
+    run_id, outcome = run(body, mortal)
+    assert outcome.results == [300 + item for item in range(100) if item != 57]
+    (failure,) = outcome.failures
+    assert (failure.index, failure.crashed, failure.attempts) == ((0, 57), True, 3)
+    assert traces(tmp_path)["death"] <= 3
+    assert all(one.state is not None and one.state.is_final() for one in task_runs(run_id))
+
+
+def five(source: tuple[str, int]) -> list[Item]:
+    diary, number = source
+    return [(diary, number, item) for item in range(5)]
+
+
+def deadly_is_result_2_of_30(item: Item) -> Any:
+    diary, source, position = item
+    return Deadly(diary) if (source, position) == (30, 2) else source * 5 + position
+
+
+def test_a_result_that_kills_who_pickles_it_may_have_been_worked_on_in_passing(
+    tmp_path: Path, mortal: LocalCluster
+) -> None:
+    def body() -> Outcome:
+        options: dict[str, Any] = {"strategy": "as_completed", "on_failure": "ignore"}
+        sources = [(str(tmp_path), number) for number in range(60)]
+        return evolve(sources, five, deadly_is_result_2_of_30, **options)
+
+    _, outcome = run(body, mortal)
+    assert outcome.results == [item for item in range(300) if item != 152]
+    (failure,) = outcome.failures
+    assert (failure.index, failure.crashed) == ((30, 2), True)
+    assert traces(tmp_path)["death"] <= 3
 
 
 def test_a_single_worker_is_replaced(tmp_path: Path) -> None:

@@ -312,8 +312,9 @@ def test_that_a_source_is_gone_outlives_all_that_lay_below_it(store: ResultStore
         write_below(journal, "a", 1)
         journal.flush()
         (first,) = segments_of(store)
-    with opened(store) as journal:
-        assert journal.vanished() == ["a.txt"]
+    for expected in (["a.txt"], []):
+        with opened(store) as journal:
+            assert journal.vanished() == expected
     gone = set(segments_of(store)) - {first}
     with opened(store) as journal:
         for _ in range(2):
@@ -323,6 +324,76 @@ def test_that_a_source_is_gone_outlives_all_that_lay_below_it(store: ResultStore
     with opened(store) as journal:
         assert journal._segments.index.sources["a", 0].is_gone
         assert journal.vanished() == []
+
+
+ALL = [f"s{number}" for number in range(20)]
+HALF = ALL[:10]
+LARGE = 150_000  # bytes of a result: ten of them are worth a compaction
+
+
+def night(store: ResultStore, sources: list[str], said: list[str], *, ends: bool = True) -> int:
+    """Work on sources, each in a segment of its own; give how many were known in whole."""
+    resumed = 0
+    with opened(store) as journal:
+        for source in sources:
+            if results(journal, source):
+                resumed += 1
+                continue
+            write(journal, source, [bytes(LARGE)])
+            journal.flush()
+        if ends:
+            assert journal.vanished() == [f"{source}.txt" for source in said]
+        assert journal.damaged == []
+    return resumed
+
+
+GONE = sorted(set(ALL) - set(HALF))
+
+
+def test_a_source_that_one_run_has_missed_has_lost_nothing(store: ResultStore) -> None:
+    assert night(store, ALL, []) == 0
+    assert night(store, HALF, GONE) == 10
+    assert night(store, ALL, []) == 20
+    # Missed again later, and so not twice one after the other.
+    assert night(store, HALF, GONE) == 10
+    # A run that ends before it has seen all of them does not count.
+    for _ in range(3):
+        assert night(store, HALF[:3], [], ends=False) == 3
+    assert night(store, ALL, []) == 20
+
+
+def test_a_source_that_two_runs_have_missed_is_forgotten(store: ResultStore) -> None:
+    assert night(store, ALL, []) == 0
+    for said in (GONE, []):
+        assert night(store, HALF, said) == 10
+    before = sum(files_of(store).names().values())
+    assert before > 20 * LARGE
+    assert night(store, HALF, []) == 10
+    assert sum(files_of(store).names().values()) < 0.6 * before
+    assert night(store, ALL, []) == 10
+    assert night(store, ALL, []) == 20
+
+
+def test_that_a_source_is_missed_is_said_and_noted_once_by_a_run(store: ResultStore) -> None:
+    with opened(store) as journal:
+        write(journal, "a", [1])
+    with opened(store) as journal:
+        assert journal.vanished() == ["a.txt"]
+        journal.flush()
+        assert journal.vanished() == []
+    with opened(store) as journal:
+        entry = journal._segments.index.sources["a", 0]
+        assert (entry.is_gone, entry.is_given_up) == (True, False)
+        assert journal.vanished() == []
+    with opened(store) as journal:
+        assert journal._segments.index.sources["a", 0].is_given_up
+        count = len(segments_of(store))
+        assert journal.vanished() == []
+        journal.flush()
+        assert len(segments_of(store)) == count, "it was noted a third time"
+        assert results(journal, "a") == {0: 1}  # nothing was cleaned yet
+    with opened(store) as journal:
+        assert not journal._segments.index.sources["a", 0].is_gone
 
 
 # -- storage -------------------------------------------------------------------------------------
@@ -590,7 +661,7 @@ def test_what_is_of_no_use_any_more_is_removed(tmp_path: Path) -> None:
             known(journal, "stays")
             if not version:
                 write(journal, "stays", ["stays"])
-                write(journal, "goes", ["goes"])
+                write(journal, "goes", ["goes" * 1_000])
             journal.vanished()
     sizes = files_of(store).names()
     assert sum(sizes.values()) < 6_000_000  # of 9.6 MB that were written
@@ -620,10 +691,10 @@ def test_a_compaction_may_be_cut_off_after_every_step(
                 journal.note_done("a", 0, "fp", "process", "items", number, [number])
                 if number == 0:
                     write(journal, "gone", [1])
-                if number == 1:
+                if number in (1, 2):
                     for other in ("s0", "s1", "a"):
                         known(journal, other)
-                    assert journal.vanished() == ["gone.txt"]
+                    assert journal.vanished() == (["gone.txt"] if number == 1 else [])
         files: Any = files_of(store)
         if damage:
             files.write("000000000099-x.seg", b"EVJ\x01 torn")

@@ -7,11 +7,28 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
 
-from evolve_tasks.workers.marks import SLOTS, SOURCE_ITSELF, Marks, marks_path, take_marks
+from evolve_tasks.stages import stages_from
+from evolve_tasks.workers.calls import ExpandCall, Part, ProcessCall, Recording, RunSpec, SourceCall
+from evolve_tasks.workers.marks import (
+    PACKING,
+    SLOTS,
+    SOURCE_ITSELF,
+    Marks,
+    marks_path,
+    packing,
+    take_marks,
+)
+from evolve_tasks.workers.runtime import Runtime
+from evolve_tasks.workers.transport import NOTHING
 
 SCRIPT = """
 import os, signal, sys, threading
@@ -78,6 +95,70 @@ def test_what_somebody_else_put_there_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         Marks(link)
     assert take_marks(path) is None
+
+
+class Looks:
+    """A result that looks at the marks when it is pickled."""
+
+    seen: ClassVar[list[Any]] = []
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        self.seen.append(looked_at(self.path))
+        return int, (1,)
+
+
+def looked_at(path: Path) -> Any:
+    copy = path.with_suffix(".copy")  # who takes marks takes their file away
+    copy.write_bytes(path.read_bytes())
+    return take_marks(copy)
+
+
+@contextmanager
+def runtime_of(path: Path) -> Iterator[Runtime]:
+    def pair(_: int) -> list[int]:
+        return [0, 1]
+
+    def looks(item: int) -> Any:
+        worked_on.append((item, looked_at(path)))
+        return Looks(path)
+
+    worked_on: list[Any] = []
+    Looks.seen.clear()
+    spec = RunSpec("run", stages_from([pair, looks]), {}, failures_recorded=False)
+    marks = Marks(path)
+    runtime = Runtime(spec, copy_context(), lambda: False, "here", marks=marks)
+    try:
+        yield runtime
+    finally:
+        runtime.close()
+    assert looked_at(path) == set()
+    assert all(position > SOURCE_ITSELF for _, mark in worked_on for _, position in mark)
+    marks.close()
+
+
+def test_a_batch_is_marked_as_a_whole_while_its_results_are_pickled(tmp_path: Path) -> None:
+    with runtime_of(tmp_path / "marks") as runtime:
+        source, part = SourceCall(3, "3", uuid4()), Part("3", 0, 100, 104, 200)
+        call = ProcessCall(stage=1, source=source, part=part, recording=Recording())
+        result = runtime.process(call, list(range(4)))
+    assert result.values.value() == [1] * 4
+    assert len(Looks.seen) >= 4
+    assert all(seen == {(3, packing(100))} for seen in Looks.seen), Looks.seen
+
+
+def test_a_unit_of_sources_is_marked_as_a_whole_while_its_results_are_pickled(
+    tmp_path: Path,
+) -> None:
+    with runtime_of(tmp_path / "marks") as runtime:
+        sources = tuple(SourceCall(number, str(number), uuid4()) for number in (4, 5))
+        call = ExpandCall(0, sources, NOTHING, inline=2, recording=Recording())
+        result = runtime.expand(call, [4, 5])
+    assert result.measure.values.value() == [[1, 1], [1, 1]]
+    assert len(Looks.seen) >= 4
+    assert all(seen == {(4, PACKING)} for seen in Looks.seen), Looks.seen
 
 
 def test_a_path_is_safe_whatever_the_address() -> None:
