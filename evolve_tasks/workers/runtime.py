@@ -176,7 +176,7 @@ class Runtime:
     def _expand(self, call: ExpandCall, given: Sequence[Any]) -> Expansion:
         bound = self._bound[call.stage]
         span = self._begin()
-        name = unit_name(bound.stage, call)
+        name = self._unit_name(bound.stage, call, given)
         ended = self._as_unit(bound, call.recording, name, self._each)(call, given)
         span.ended = time.time()
         ends: list[SourceEnd] = []
@@ -199,8 +199,9 @@ class Runtime:
                         end.failure = after_some(end.failure, end.given + end.size)
                     if self._needs_own_run(bound, call.recording):
                         upstream = call.recording.upstream
+                        label = self._label_of(source, one.item)
                         self._record_failure(
-                            bound, source.run_id, source.label, upstream, one.item, one.ran
+                            bound, source.run_id, label, upstream, one.item, one.ran
                         )
                         end.has_run = True
             if one.worked_on is not None:
@@ -250,7 +251,7 @@ class Runtime:
             if failed or source.known or self.stopped():
                 ended.append(_Expanded(item))
                 continue
-            name = f"{bound.stage.name}[{source.label}]"
+            name = f"{bound.stage.name}[{self._label_of(source, item)}]"
             one = _Expanded(item)
             ended.append(one)
             begun = time.perf_counter()
@@ -470,6 +471,20 @@ class Runtime:
                 break
         return ended
 
+    def _label_of(self, source: SourceCall, item: Any) -> str:
+        """Short name of what is expanded; that of an inner item is made where the item is."""
+        above, _, position = source.label.rpartition(" ")
+        if self.spec.label is None or not source.inner or position != str(source.inner[-1]):
+            return source.label
+        return f"{above} {label_of(self.spec.label, item, position)}"
+
+    def _unit_name(self, stage: Stage, call: ExpandCall, given: Sequence[Any]) -> str:
+        """Name of the task run of several sources, or of one."""
+        first = self._label_of(call.sources[0], given[0])
+        if len(call.sources) == 1:
+            return f"{stage.name}[{first}]"
+        return f"{stage.name}[{first} … {self._label_of(call.sources[-1], given[-1])}]"
+
     def _label(self, source: SourceCall, position: int, item: Any) -> str:
         return f"{source.label} {label_of(self.spec.label, item, str(position))}"
 
@@ -564,12 +579,6 @@ def _tracked_alone(function: Callable[P, R], *arguments: P.args, **keywords: P.k
 def _in_passing(call: ExpandCall) -> Recording:
     """What Prefect sees of items that are worked on where they are found: at most their unit."""
     return replace(call.recording, each=False)
-
-
-def unit_name(stage: Stage, call: ExpandCall) -> str:
-    """Name of the task run of several sources."""
-    first, last = call.sources[0].label, call.sources[-1].label
-    return f"{stage.name}[{first}]" if len(call.sources) == 1 else f"{stage.name}[{first} … {last}]"
 
 
 def _refuse_unpicklable(stage: str, ended: Sequence[Ran]) -> None:

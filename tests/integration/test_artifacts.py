@@ -150,6 +150,11 @@ def test_without_progress_there_is_the_report_alone(tmp_path: Path, thread_worke
     assert report_of(ids[0]).startswith("# Finished after")
 
 
+@task
+def alone(of: tuple[str, int]) -> list[tuple[str, int]]:
+    return [of]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_label_names_sources_and_items(
     strategy: str, tmp_path: Path, thread_workers: str
@@ -164,12 +169,17 @@ def test_the_label_names_sources_and_items(
     @flow(task_runner=EvolveTaskRunner(address=thread_workers))
     def night() -> None:
         ids.append(UUID(flow_run.id))
-        evolve(
-            [(str(tmp_path), 3)], numbers, passes, strategy=strategy, record="items", label=label
-        )
+        options: Any = {"strategy": strategy, "record": "items", "label": label}
+        evolve([(str(tmp_path), 3)], numbers, passes, **options)
+        evolve([(str(tmp_path), 2)], numbers, alone, passes, **options)
 
     night()
     assert {one.name for one in task_runs(ids[0])} == {
+        "numbers[number 2]",
+        "alone[number 2 number 0]",
+        "alone[number 2 label raised KeyError]",
+        "passes[number 2 0 number 0]",
+        "passes[number 2 1 label raised KeyError]",
         "numbers[number 3]",
         "passes[number 3 number 0]",
         "passes[number 3 label raised KeyError]",
