@@ -68,6 +68,15 @@ class _Sources:
         told = closed = False
         self._carry_out(run.core.begin())
         while True:
+            # Looked at each time: what wakes us stands behind all that has ended before.
+            if run.cancelled:
+                return
+            if run.interrupted:
+                raise asyncio.CancelledError("the run was interrupted")
+            paused = run.core.paused
+            self._carry_out(run.steered())
+            if run.core.paused != paused:
+                await asyncio.to_thread(self._submitter.pause, run.core.paused)
             if run.core.stopped is not None and not told:
                 told = True
                 await asyncio.to_thread(self._submitter.stop)
@@ -79,24 +88,20 @@ class _Sources:
             answered = await self._next()
             if isinstance(answered, BaseException):
                 raise answered
-            if answered is None and run.cancelled:
-                return
-            if answered is None and run.interrupted:
-                raise asyncio.CancelledError("the run was interrupted")
             if answered is None:
-                paused = run.core.paused
-                self._carry_out(run.steered())
-                if run.core.paused != paused:
-                    await asyncio.to_thread(self._submitter.pause, run.core.paused)
                 continue
             for unit, answer in run.complete([(answered[0], readable(answered[1]))]):
                 portions = run.portions(unit, answer)
                 run.keep()
                 for portion in portions:
                     yield portion
-                self._carry_out(run.tell(unit, answer))
-            for permit in run.permits():
-                await asyncio.to_thread(self._submitter.permit, *permit)
+                actions = run.tell(unit, answer)
+                # Who takes what ended may be slow, and the run may have been cancelled meanwhile.
+                if not run.interrupted:
+                    self._carry_out(actions)
+            if not run.interrupted:
+                for permit in run.permits():
+                    await asyncio.to_thread(self._submitter.permit, *permit)
 
     async def _next(self) -> tuple[int, Answer] | BaseException | None:
         while True:
