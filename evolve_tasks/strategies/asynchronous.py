@@ -26,7 +26,15 @@ from evolve_tasks.core.actions import (
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
-from evolve_tasks.strategies.submitting import IDLE_S, Ended, Submitter, abandon, chunk_feed
+from evolve_tasks.strategies.submitting import (
+    IDLE_S,
+    LOST_S,
+    OVER,
+    Ended,
+    Submitter,
+    abandon,
+    chunk_feed,
+)
 from evolve_tasks.workers.calls import ExpandCall, Measure
 from evolve_tasks.workers.nested import PROBING_S
 from evolve_tasks.workers.streaming import Chunk
@@ -193,8 +201,18 @@ class _Sources:
         self.ended.watch(unit, future)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
         await over.wait()
+        while (answer := await self._taken(future)) is None:
+            await asyncio.sleep(LOST_S)  # it was lost with its worker, and is made again
         self.ended.forget(unit)
-        return (await asyncio.to_thread(self._submitter.take, [future]))[0]
+        return answer
+
+    async def _taken(self, future: Future[Any]) -> Answer | None:
+        if future.status not in OVER:
+            return None
+        return (await asyncio.to_thread(self._submitter.take, [future], self._is_left))[0]
+
+    def _is_left(self) -> bool:
+        return self._run.interrupted or self._run.left
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
