@@ -155,7 +155,8 @@ class Opened:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
                 with self._api_may_be_away():
                     tell_for_the_dead(run.recorded, set(missing), run.all_stages, self._logger)
-            recorded += record_given_up(run.losses.given_up)
+            with self._api_may_be_away():
+                recorded += record_given_up(run.losses.given_up)
             if run.unseen:
                 unrecorded = len(recorded)  # they went with their flow run
             else:

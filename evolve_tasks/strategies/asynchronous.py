@@ -27,7 +27,15 @@ from evolve_tasks.core.actions import (
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
-from evolve_tasks.strategies.submitting import IDLE_S, Ended, Submitter, abandon, chunk_feed
+from evolve_tasks.strategies.submitting import (
+    IDLE_S,
+    LOST_S,
+    OVER,
+    Ended,
+    Submitter,
+    abandon,
+    chunk_feed,
+)
 from evolve_tasks.workers.calls import ExpandCall, Measure
 from evolve_tasks.workers.nested import PROBING_S
 from evolve_tasks.workers.streaming import Chunk
@@ -69,6 +77,15 @@ class _Sources:
         told = closed = False
         self._carry_out(run.core.begin())
         while True:
+            # Looked at each time: what wakes us stands behind all that has ended before.
+            if run.cancelled:
+                return
+            if run.interrupted:
+                raise asyncio.CancelledError("the run was interrupted")
+            paused = run.core.paused
+            self._carry_out(run.steered())
+            if run.core.paused != paused:
+                await asyncio.to_thread(self._submitter.pause, run.core.paused)
             if run.core.stopped is not None and not told:
                 told = True
                 await asyncio.to_thread(self._submitter.stop)
@@ -80,24 +97,20 @@ class _Sources:
             answered = await self._next()
             if isinstance(answered, BaseException):
                 raise answered
-            if answered is None and run.cancelled:
-                return
-            if answered is None and run.interrupted:
-                raise asyncio.CancelledError("the run was interrupted")
             if answered is None:
-                paused = run.core.paused
-                self._carry_out(run.steered())
-                if run.core.paused != paused:
-                    await asyncio.to_thread(self._submitter.pause, run.core.paused)
                 continue
             for unit, answer in run.complete([(answered[0], readable(answered[1]))]):
                 portions = run.portions(unit, answer)
                 run.keep()
                 for portion in portions:
                     yield portion
-                self._carry_out(run.tell(unit, answer))
-            for permit in run.permits():
-                await asyncio.to_thread(self._submitter.permit, *permit)
+                actions = run.tell(unit, answer)
+                # Who takes what ended may be slow, and the run may have been cancelled meanwhile.
+                if not run.interrupted:
+                    self._carry_out(actions)
+            if not run.interrupted:
+                for permit in run.permits():
+                    await asyncio.to_thread(self._submitter.permit, *permit)
 
     async def _next(self) -> tuple[int, Answer] | BaseException | None:
         while True:
@@ -192,8 +205,18 @@ class _Sources:
         self.ended.watch(unit, future)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
         await over.wait()
+        while (answer := await self._taken(future)) is None:
+            await asyncio.sleep(LOST_S)  # it was lost with its worker, and is made again
         self.ended.forget(unit)
-        return (await asyncio.to_thread(self._submitter.take, [future]))[0]
+        return answer
+
+    async def _taken(self, future: Future[Any]) -> Answer | None:
+        if future.status not in OVER:
+            return None
+        return (await asyncio.to_thread(self._submitter.take, [future], self._is_left))[0]
+
+    def _is_left(self) -> bool:
+        return self._run.interrupted or self._run.left
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -59,6 +61,18 @@ ABANDON_S = 5.0
 # How long nothing may end before it is asked whether there are workers at all.
 IDLE_S = 5.0
 
+# How long results may be on their way to the flow before it looks after other things; after some
+# that took longer, twice as long.
+FETCH_S = 10.0
+
+# How often it is looked whether a result that was lost with its worker has been made again: Dask
+# calls back when a future has ended, but at once where its result is lost.
+LOST_S = 0.2
+
+# A future's status when there will be no result, and when there is nothing to wait for.
+FAILED: Final = ("error", "cancelled")
+OVER: Final = ("finished", *FAILED)
+
 # An expansion's Dask priority.
 TURNS: Final = {Turn.BEHIND: EXPAND, Turn.AMONG: PROCESS, Turn.BEFORE: SOON}
 
@@ -100,6 +114,7 @@ class Submitter:
         self._paused = False
         self._serving = Serving(client, spec.resources)
         self._nests = False
+        self._patience_s = FETCH_S
 
     def open(self) -> None:
         """Bring the run to the workers.
@@ -319,31 +334,73 @@ class Submitter:
         # What a source of `nested` waits for is under way at its worker, and not seen from here.
         self._serving.require(stages if self._nests else names & stages)
 
-    def take(self, futures: Sequence[Future[Any]]) -> list[Answer]:
+    def take(
+        self, futures: Sequence[Future[Any]], leaves: Callable[[], bool]
+    ) -> list[Answer | None]:
         """Fetch the results of futures that have ended, and release them.
+
+        A result that was lost with its worker is not waited for: Dask makes it again, which takes
+        as long as the work did, or never ends where no worker is left.
+
+        Args:
+            futures: N >= 1 futures.
+            leaves: whether the run is being left, and nobody waits for results any more.
+
+        Returns:
+            Their answers; `None` for one whose result is not there now, and which is kept.
 
         Raises:
             ClusterLost: a future was cancelled by a lost connection to the scheduler.
             ClusterUnfit: a worker lacks the code of the stages.
         """
         try:
-            return self._fetch(futures)
-        finally:
+            answers = self._fetch(futures, leaves)
+        except BaseException:
             for future in futures:
                 future.release()
+            raise
+        for future, answer in zip(futures, answers, strict=True):
+            if answer is not None:
+                future.release()
+        return answers
 
-    def _fetch(self, futures: Sequence[Future[Any]]) -> list[Answer]:
-        if all(future.status == "finished" for future in futures):
+    def _fetch(
+        self, futures: Sequence[Future[Any]], leaves: Callable[[], bool]
+    ) -> list[Answer | None]:
+        due = time.monotonic() + self._patience_s
+        answers: list[Answer | None] = [None] * len(futures)
+        there, one_by_one = _finished(futures, range(len(futures))), False
+        while there:
             try:
-                return list(self.client.gather(list(futures)))
+                found = self._gather([futures[place] for place in there], due, leaves)
             except Exception:
-                # A worker died since; which of them it concerns is found one by one.
-                return [self._fetch_one(future) for future in futures]
-        return [self._fetch_one(future) for future in futures]
+                one_by_one = True  # to find which of them it concerns
+                break
+            if found is not None:
+                for place, answer in zip(there, found, strict=True):
+                    answers[place] = answer
+                break
+            before, there = len(there), _finished(futures, there)
+            if len(there) == before:
+                break  # they are slow to come, or the run is left
+            # A worker died: the others do not wait for what it had.
+        for place, future in enumerate(futures):
+            if answers[place] is not None:
+                continue
+            if future.status in FAILED or (one_by_one and future.status == "finished"):
+                answers[place] = self._fetch_one(future, due, leaves)
+        if time.monotonic() > due:
+            self._patience_s *= 2
+        return answers
 
-    def _fetch_one(self, future: Future[Any]) -> Answer:
+    def _fetch_one(
+        self, future: Future[Any], due: float, leaves: Callable[[], bool]
+    ) -> Answer | None:
         try:
-            answer: Answer = future.result()
+            if future.status in FAILED:
+                answer: Answer = future.result()  # raises at once
+                return answer
+            found = self._gather([future], due, leaves)
         except (distributed.CancelledError, distributed.client.FutureCancelledError) as error:
             raise ClusterLost(
                 f"Dask cancelled {future.key!r}: the connection to the scheduler at "
@@ -354,7 +411,27 @@ class Submitter:
             raise  # it would be the same for all that come to that worker
         except Exception as error:
             return Lost(error)
-        return answer
+        return None if found is None else found[0]
+
+    def _gather(
+        self, futures: Sequence[Future[Any]], due: float, leaves: Callable[[], bool]
+    ) -> list[Answer] | None:
+        """Gather results in one call; `None` as soon as one of them is gone, or time is over.
+
+        Dask waits without a limit for what is gone. That is left behind and not cancelled: others
+        may wait for the same call, and would be cancelled with it. It ends when the futures are
+        released.
+        """
+        loop: Any = self.client.loop
+        gathering = asyncio.run_coroutine_threadsafe(
+            self.client.gather(list(futures), asynchronous=True), loop.asyncio_loop
+        )
+        while not wait([gathering], LOST_S).done:
+            if leaves() or time.monotonic() > due or _some_gone(futures):
+                return None
+        if gathering.cancelled():  # by somebody else, who waited for the same call
+            return None
+        return list(gathering.result())
 
     def _submit(
         self, stage: Stage, unit: int, function: Any, *arguments: Any, priority: int
@@ -375,6 +452,7 @@ class Ended:
     def __init__(self) -> None:
         self._news: SimpleQueue[tuple[int, Future[Any] | Arrival | Chunk | None]] = SimpleQueue()
         self._under_way: dict[int, Future[Any]] = {}
+        self._lost: dict[int, Future[Any]] = {}  # of those, what has ended and is to be made again
 
     def add(self, unit: int, future: Future[Any]) -> None:
         """Watch a future; the set may grow at any time."""
@@ -393,8 +471,12 @@ class Ended:
         """Wake who waits, with items that have come on the way."""
         self._news.put((chunk.unit, chunk))
 
+    def again(self, unit: int, future: Future[Any]) -> None:
+        """What `wait` gave was not there: give it again when it has been made again."""
+        self._under_way[unit] = self._lost[unit] = future
+
     def wait(
-        self, timeout_s: float | None = None
+        self, timeout_s: float
     ) -> tuple[list[tuple[int, Future[Any]]], list[tuple[int, Answer]]]:
         """Wait for news and give all there are: futures that have ended, and what else came.
 
@@ -402,18 +484,32 @@ class Ended:
         """
         futures: list[tuple[int, Future[Any]]] = []
         arrivals: list[tuple[int, Answer]] = []
-        try:
-            news = self._news.get(timeout=timeout_s)
-            while True:
-                unit, what = news
+        over, left, woken = time.monotonic() + timeout_s, timeout_s, False
+        while left > 0 and not (futures or arrivals or woken):
+            for unit, what in self._news_within(min(left, LOST_S) if self._lost else left):
                 if isinstance(what, Arrival | Chunk):
                     arrivals.append((unit, what))
-                elif what is not None:
-                    self._under_way.pop(unit, None)
+                elif what is None:
+                    woken = True
+                elif what.status in OVER:
                     futures.append((unit, what))
-                news = self._news.get_nowait()
-        except Empty:
-            return futures, arrivals
+                else:
+                    self._lost[unit] = what
+            if self._lost:
+                futures += [one for one in self._lost.items() if one[1].status in OVER]
+            left = over - time.monotonic()
+        for unit, _ in futures:
+            self._lost.pop(unit, None)
+            self._under_way.pop(unit, None)
+        return futures, arrivals
+
+    def _news_within(
+        self, timeout_s: float
+    ) -> Iterator[tuple[int, Future[Any] | Arrival | Chunk | None]]:
+        with suppress(Empty):
+            yield self._news.get(timeout=timeout_s)
+            while True:
+                yield self._news.get_nowait()
 
     def forget(self, unit: int) -> None:
         """Somebody else has taken it."""
@@ -459,19 +555,22 @@ class FutureCarrier:
         self.submitter.release(unit)
 
     def answers(self) -> Iterable[tuple[int, Answer]]:
-        ended, arrivals = self.ended.wait(PROBING_S if self._run.core.probing else IDLE_S)
-        if not (ended or arrivals) and self.ended.under_way():
+        ended, answers = self.ended.wait(PROBING_S if self._run.core.probing else IDLE_S)
+        if ended:
+            taken = self.submitter.take(
+                [future for _, future in ended], lambda: self._run.interrupted
+            )
+            for (unit, future), answer in zip(ended, taken, strict=True):
+                if answer is None:
+                    self.ended.again(unit, future)
+                    continue
+                if isinstance(answer, Measure):
+                    self.submitter.measured(unit, answer)
+                elif isinstance(answer, NestedResult) and answer.orphans:
+                    self.submitter.given_back(unit, answer.orphans)
+                answers.append((unit, answer))
+        if not answers and self.ended.under_way():
             self.submitter.require_workers(self.ended.under_way())
-        answers = arrivals
-        if not ended:
-            return answers
-        taken = self.submitter.take([future for _, future in ended])
-        for (unit, _), answer in zip(ended, taken, strict=True):
-            if isinstance(answer, Measure):
-                self.submitter.measured(unit, answer)
-            elif isinstance(answer, NestedResult) and answer.orphans:
-                self.submitter.given_back(unit, answer.orphans)
-            answers.append((unit, answer))
         return answers
 
     def stop(self) -> None:
@@ -552,6 +651,15 @@ def abandon(submitter: Submitter, ended: Ended) -> None:
         submitter.client.cancel(rest, asynchronous=False)
     for future in futures:
         future.release()
+
+
+def _finished(futures: Sequence[Future[Any]], places: Iterable[int]) -> list[int]:
+    """Those places at which a future has a result."""
+    return [place for place in places if futures[place].status == "finished"]
+
+
+def _some_gone(futures: Iterable[Future[Any]]) -> bool:
+    return any(future.status != "finished" for future in futures)
 
 
 def new_run_name() -> str:

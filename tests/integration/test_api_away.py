@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from distributed import LocalCluster
 from prefect import flow, task
@@ -27,7 +28,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from evolve_tasks import EvolveTaskRunner, Outcome, evolve
+from evolve_tasks import EvolveTaskRunner, Outcome, evolve, opened
 from evolve_tasks.monitoring import publishing
 from tests.integration.api import report_of, task_runs
 from tests.integration.servers import Server
@@ -234,3 +235,24 @@ def test_a_flow_run_that_somebody_deletes(
             night()
         letting.join()
     assert ended[0].results == [2 * item for item in range(ITEMS)]
+
+
+def test_who_was_given_up_while_the_api_is_away_costs_no_outcome(
+    prefect_api: str,
+    thread_workers: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def away(_: object) -> list[UUID]:
+        raise httpx.ConnectError("nobody is there")
+
+    monkeypatch.setattr(opened, "record_given_up", away)
+    ended: list[Outcome] = []
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> None:
+        ended.append(evolve([2, 3], range, abs))
+
+    night()
+    assert ended[0].results == [0, 1, 0, 1, 2]
+    assert said(caplog, "ConnectError: nobody is there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from distributed import Client
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
 from evolve_tasks import EvolveTaskRunner, RunCancelled, evolve, evolve_iter, journal_info
@@ -104,6 +106,29 @@ def test_a_flow_run_that_is_cancelled_by_the_api_stops(
     assert percent < 100
     assert "cancelled after" in words
     assert report_of(seen[0]).startswith("# Cancelled after")
+
+
+@pytest.mark.parametrize("strategy", ["as_completed", "async"])
+def test_what_a_slow_reader_has_before_it_begins_nothing_after_a_cancel(
+    strategy: str, tmp_path: Path, thread_workers: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of the window has ended and waits to be read when the run hears of it."""
+    begun_by_then: list[int] = []
+
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> None:
+        options: Any = {"strategy": strategy, "batch": 1, "in_flight": 10, "record": "sources"}
+        for _ in evolve_iter([str(tmp_path)], many, slowly, **options):
+            if begun_by_then:
+                continue
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(UUID(flow_run.id), Cancelling())
+            until(lambda: "The flow run was cancelled" in caplog.text, "it is heard")
+            begun_by_then.append(stays(tmp_path))
+
+    with caplog.at_level(logging.INFO), pytest.raises(RunCancelled, match="was cancelled after"):
+        night()
+    assert stays(tmp_path) == begun_by_then[0]
 
 
 may_end = threading.Event()
