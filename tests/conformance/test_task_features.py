@@ -274,7 +274,7 @@ def test_what_a_task_submits_is_stored_as_its_own_result_is(runner: Any) -> None
     def outer() -> list[str]:
         return [notes.submit(("submitted", "good")).result() for _ in range(2)]
 
-    assert in_flow(runner, lambda: outer.submit().result()) == ["good", "good"]
+    assert in_flow(runner, outer) == ["good", "good"]
     assert noted() == {"ran good": 1}
 
 
