@@ -304,8 +304,8 @@ class Call:
                 yield stage.name, "without Dask one thing is done after the other"
             elif resuming is not None:
                 yield stage.name, "what a journal has of a list is known by all of it"
-            elif task is not None and task.timeout_seconds is not None and not task.isasync:
-                yield stage.name, "its time limit needs a thread that cannot be left meanwhile"
+            elif task is not None and task.timeout_seconds is not None:
+                yield stage.name, "its time limit would run while the flow holds it back"
             elif task is not None and keeps_results(task):
                 yield stage.name, "what Prefect stores as its result has to be all of it"
 

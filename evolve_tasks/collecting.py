@@ -13,7 +13,7 @@ from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.naming import short_repr
 from evolve_tasks.outcome import Failure
-from evolve_tasks.stages import Stage, function_name
+from evolve_tasks.stages import Stage, called, function_name, owned
 from evolve_tasks.workers.calls import Collected, Recorded, SourceCall, collect_run_id
 
 Index = tuple[int, ...]  # positions from the source down to what is collected
@@ -216,11 +216,10 @@ def _collector(function: Any, of: int, position: int) -> Collector:
             f"collect={short_repr(function)} is not callable: give a Prefect @task or a function "
             "of a source and its results, as in collect=write_summary"
         )
-    stage = Stage(function_name(function), position, True, function)
-    called = function if stage.task is None else stage.task.fn
+    stage = Stage(function_name(function), position, True, owned(function))
     for arguments in (3, 2):
         try:
-            inspect.signature(called).bind(*[None] * arguments)
+            inspect.signature(called(stage.function)).bind(*[None] * arguments)
         except ValueError:  # some builtins do not tell
             return Collector(of, stage, with_failures=False)
         except TypeError:

@@ -16,7 +16,7 @@ from evolve_tasks.core.folding import TIER, Block, Fold, result_of
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.naming import short_repr
 from evolve_tasks.outcome import Failure
-from evolve_tasks.stages import Stage, function_name
+from evolve_tasks.stages import Stage, called, function_name, owned
 from evolve_tasks.workers.transport import Packed
 
 Index = tuple[int, ...]  # positions from the source down to what gave a list; none: the sources
@@ -194,10 +194,9 @@ def reducing_by(function: Any, position: int) -> Reducing | None:
             f"reduce={short_repr(function)} is not callable: give a Prefect @task or a function of "
             "two values that gives one, as in reduce=operator.add"
         )
-    stage = Stage(function_name(function), position, True, function)
-    called = function if stage.task is None else stage.task.fn
+    stage = Stage(function_name(function), position, True, owned(function))
     try:
-        inspect.signature(called).bind(None, None)
+        inspect.signature(called(stage.function)).bind(None, None)
     except ValueError:  # some builtins do not tell
         pass
     except TypeError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from numbers import Number
+from types import FunctionType, MethodType
 from typing import Any
 
 from prefect import Task
@@ -14,6 +16,9 @@ from pydantic import BaseModel
 
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.naming import short_repr
+
+# Where Prefect notes whose method a task is: on the function, which all objects of the class share.
+_OBJECT, _CLASS = "__prefect_self__", "__prefect_cls__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ def stages_from(functions: Sequence[Any]) -> tuple[Stage, ...]:
                 f"stage {function!r} is not callable: give a Prefect @task or a function of one "
                 "item (and options as keywords: evolve(sources, parse, process, batch=10))"
             )
+    _refuse_method_of_two(functions)
     stages = []
     seen: dict[str, int] = {}
     for position, function in enumerate(functions):
@@ -74,7 +80,7 @@ def stages_from(functions: Sequence[Any]) -> tuple[Stage, ...]:
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:
             name = f"{name}-{seen[name]}"
-        stages.append(Stage(name, position, position == len(functions) - 1, function))
+        stages.append(Stage(name, position, position == len(functions) - 1, owned(function)))
     return tuple(stages)
 
 
@@ -88,10 +94,81 @@ def function_name(function: Any) -> str:
     return str(name)
 
 
+def called(function: Any) -> Callable[..., Any]:
+    """What is called with an item.
+
+    Args:
+        function: a task or a function.
+
+    Returns:
+        A task's own function, bound to its object if the task is a method.
+    """
+    call: Callable[..., Any] = function.fn if isinstance(function, Task) else function
+    if isinstance(function, Task):
+        for name in (_OBJECT, _CLASS):
+            if hasattr(call, name):
+                return MethodType(call, getattr(call, name))
+    return call
+
+
+def owned(function: Any) -> Any:
+    """Let a task that is a method keep its object.
+
+    Whoever asks another object for the same task changes what Prefect has noted on the function
+    that they share; and a function that is pickled by its name would come without it.
+
+    Args:
+        function: a task or a function.
+
+    Returns:
+        A task with a function of its own, if it is a method; others as they are.
+    """
+    if not isinstance(function, Task):
+        return function
+    if not (hasattr(function.fn, _OBJECT) or hasattr(function.fn, _CLASS)):
+        return function
+    task = copy(function)
+    task.fn = vars(task)["__wrapped__"] = _copied(function.fn)
+    return task
+
+
+def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(function, FunctionType):
+        return copy(function)
+    made = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    update_wrapper(made, function)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__ = dict(vars(function))  # without the way back to it
+    return made
+
+
+def _refuse_method_of_two(functions: Sequence[Any]) -> None:
+    """Of a task that is a method of several objects Prefect knows the last one only."""
+    tasks = {
+        id(function): function.fn
+        for function in functions
+        if isinstance(function, Task) and hasattr(function.fn, _OBJECT)
+    }
+    seen: set[int] = set()
+    for call in tasks.values():
+        if id(call) in seen:
+            raise InvalidInput(
+                f"the method {function_name(call)!r} is a task and more than one stage, and "
+                "Prefect only knows the object that was asked for it last: make a task of each, "
+                "as in task(functools.partial(Parser.parse.fn, parser))"
+            )
+        seen.add(id(call))
+
+
 def _refuse_wrong_signature(function: Any) -> None:
-    call = function.fn if isinstance(function, Task) else function
     try:
-        signature = inspect.signature(call)
+        signature = inspect.signature(called(function))
     except ValueError:  # some builtins do not tell
         return
     try:

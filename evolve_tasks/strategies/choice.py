@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from evolve_tasks.errors import NotInFlow
 from evolve_tasks.options import StrategyName
-from evolve_tasks.stages import Stage
+from evolve_tasks.stages import Stage, called
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +68,5 @@ def choose(
 
 def generates(stage: Stage) -> bool:
     """Whether a stage is a generator, so that it may give items before all are there."""
-    function = stage.task.fn if stage.task else stage.function
+    function = called(stage.function)
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)

@@ -22,12 +22,12 @@ from prefect.results import get_result_store
 from prefect.utilities.engine import should_log_prints
 
 from evolve_tasks.more import More
-from evolve_tasks.stages import Stage, as_items
+from evolve_tasks.stages import Stage, as_items, called
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
 from evolve_tasks.workers.gathering import Kept, gather, gather_async, kept
 from evolve_tasks.workers.prints import prints_heard
-from evolve_tasks.workers.task_runs import new_task_run
+from evolve_tasks.workers.task_runs import Parameters, new_task_run
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Unpicklable, require_picklable
 
@@ -83,16 +83,17 @@ class BoundStage:
         self.task = stage.task
         self._signals = signals
         self._threads = threads
-        function = stage.function if stage.task is None else stage.task.fn
-        self.function = _collecting(function, most_items)
+        most = None if stage.last else most_items  # what the last one gives is one result
+        self.function = _collecting(called(stage.function), most)
         self.quick = False  # calling the function alone leaves nothing out
+        self._parameters: Parameters | None = None
         if stage.task is not None:
             self.quick = not needs_engine(stage.task)
+            self._parameters = Parameters(stage.task)
             if stage.task.isgenerator:
                 self.task = copy(stage.task)
                 self.task.isgenerator = False
-                if stage.task.isasync:
-                    self.task.fn = self.function
+                self.task.fn = _collecting(stage.task.fn, most)
 
     def check(self, value: Any) -> Any:
         """Refuse what the stage must not return; a State stands for its result."""
@@ -141,6 +142,11 @@ class BoundStage:
         """What the function is called with for an item."""
         return item if self._spread else (item,)
 
+    def parameters(self, item: Any) -> dict[str, Any]:
+        """The same as the parameters of the task's function."""
+        assert self._parameters is not None, "only a task has parameters that anybody asks for"
+        return self._parameters.of(self.arguments(item))
+
     def _before(self, here: Kept) -> list[Any]:
         """What an expanding stage had given before it failed, if it can travel."""
         items = list(here.items)
@@ -173,11 +179,15 @@ class BoundStage:
 
 def _collecting(function: Callable[..., Any], most: int | None) -> Callable[..., Any]:
     """A function that gives a list where it was an async generator, which nobody can await."""
-    called = function if inspect.isroutine(function) else type(function).__call__
-    if not inspect.isasyncgenfunction(called):
+    inner = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    inner = inner if inspect.isroutine(inner) else type(inner).__call__
+    if not inspect.isasyncgenfunction(inner):
         return function
 
-    @functools.wraps(function, updated=())
+    # With what Prefect has noted on a method.
+    @functools.wraps(function, updated=("__dict__",) if inspect.isfunction(function) else ())
     async def collected(*args: Any, **kwargs: Any) -> list[Any]:
         return await gather_async(function(*args, **kwargs), most)
 
@@ -194,25 +204,29 @@ class UnitContext:
         self._recording = recording
         self._log_run_id = recording.unit or recording.within or log_run_id
         self._name = name
+        self._around: TaskRunContext | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> UnitContext:
         task = self._bound.task
         if task is None or self._recording.each or not self._bound.quick:
             return self
-        if self._recording.unit is None:
-            # The user's code may ask for its run: it is told of the one that gets its logs.
-            self._stack.enter_context(
-                TaskRunContext(
-                    task=task,
-                    task_run=new_task_run(task, run_id=self._log_run_id, name=self._name),
-                    parameters={},
-                    client=get_client(sync_client=True),
-                    log_prints=should_log_prints(task),
-                    result_store=get_result_store(),
-                    persist_result=False,
-                )
+        # The user's code may ask for its run: it is told of the one that gets its logs.
+        context = TaskRunContext.get()
+        if context is not None and context.task_run.id == self._recording.unit:
+            # What such a task calls stores results only where it does so itself, as anywhere.
+            context = context.model_copy(update={"persist_result": False})
+        else:
+            context = TaskRunContext(
+                task=task,
+                task_run=new_task_run(task, run_id=self._log_run_id, name=self._name),
+                parameters={},
+                client=get_client(sync_client=True),
+                log_prints=should_log_prints(task),
+                result_store=get_result_store(),
+                persist_result=False,
             )
+        self._around = self._stack.enter_context(context)
         if should_log_prints(task):
             self._stack.enter_context(prints_heard())
         return self
@@ -238,7 +252,10 @@ class UnitContext:
     def _run(self, item: Any, run_id: UUID, name: str) -> Ran:
         bound, recording = self._bound, self._recording
         if not self.named:
-            return bound.call(item)
+            if self._around is not None:
+                self._around.parameters = bound.parameters(item)
+            # What one item sets in context variables is no business of the next one.
+            return copy_context().run(bound.call, item)
         assert bound.task is not None
         if recording.each:
             task_run = new_task_run(

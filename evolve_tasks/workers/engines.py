@@ -16,20 +16,24 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
 from prefect.concurrency.context import ConcurrencyContext
-from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.context import TagsContext, TaskRunContext
 from prefect.logging.loggers import task_run_logger
-from prefect.results import ResultRecord, get_result_store  # type: ignore[attr-defined]
+from prefect.results import (  # type: ignore[attr-defined]
+    ResultRecord,
+    get_result_store,
+    should_persist_result,
+)
 from prefect.settings.context import get_current_settings
 from prefect.states import Completed
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.tasks import MaterializingTask
 from prefect.transactions import AsyncTransaction, Transaction, transaction
-from prefect.utilities.annotations import quote
 from prefect.utilities.callables import call_with_parameters, get_call_parameters
 from prefect.utilities.engine import should_log_prints
 
 from evolve_tasks.workers.announcing import Announcement, afterwards, announcer, emit
 from evolve_tasks.workers.failing import made_speakable
+from evolve_tasks.workers.gathering import was_cut
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.task_runs import enter_state
 from evolve_tasks.workers.timed import TimedThreads
@@ -39,11 +43,8 @@ Check = Callable[[Any], Any]
 
 
 def call_parameters(task: Task[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Bind arguments to the task's first parameters, untouched by Prefect.
-
-    `quote` keeps Prefect from walking through them in search of futures and states.
-    """
-    return get_call_parameters(task.fn, tuple(map(quote, arguments)), {})
+    """Bind arguments to the task's first parameters."""
+    return get_call_parameters(task.fn, arguments, {})
 
 
 def run_task(
@@ -83,6 +84,7 @@ def run_task(
     if task.isasync:
         kind = _BriefAsyncEngine if recorded else _QuietAsyncEngine
         engine = kind(task=task, parameters=parameters, task_run=task_run)
+        engine._parameters_resolved = True
         engine.check = check
         value = run_coroutine(_run_async(engine))
     else:
@@ -90,6 +92,7 @@ def run_task(
         if recorded:
             kind_sync = _PlainSyncEngine if plain else _BriefSyncEngine
         engine_sync = kind_sync(task=task, parameters=parameters, task_run=task_run)
+        engine_sync._parameters_resolved = True
         engine_sync.check = check
         engine_sync.threads = threads
         _run_sync(engine_sync)
@@ -174,12 +177,11 @@ async def _run_async(engine: AsyncTaskRunEngine[Any, Any]) -> Any:
 
 def keeps_results(task: Task[..., Any]) -> bool:
     """Whether Prefect stores what a task returns, for a later call or for whoever asks."""
-    flow_context = FlowRunContext.get()
     persists = task.persist_result
     if persists is None:
         persists = get_current_settings().tasks.default_persist_result
-    if persists is None and flow_context is not None:
-        persists = flow_context.persist_result
+    if persists is None:
+        persists = should_persist_result()  # as what is around it does, a task or the flow
     return bool(persists or task.cache_key_fn or task.result_storage_key)
 
 
@@ -222,6 +224,8 @@ def unwrapped(value: Any) -> Any:
     """A state that a task returned stands for its result, as everywhere in Prefect."""
     if not isinstance(value, State):
         return value
+    if value.is_completed() and value.data is None:
+        return None  # Prefect would look for its result
     result = value.result(raise_on_failure=True, _sync=True)  # type: ignore[call-overload]
     return result
 
@@ -230,8 +234,8 @@ def _checked(check: Check, result: Any) -> Any:
     if isinstance(result, State):
         return result  # the engine decides what it means; its value is checked afterwards
     if isinstance(result, ResultRecord):
-        check(result.result)  # from Prefect's cache
-        return result
+        # From Prefect's cache, where another run may have left what was not checked.
+        return result.model_copy(update={"result": check(result.result)})
     return check(result)
 
 
@@ -246,6 +250,7 @@ class _SyncEngine(SyncTaskRunEngine[Any, Any]):
 
     check: Check
     threads: TimedThreads
+    _parameters_resolved = False  # Prefect walks through them in search of futures and states
 
     @contextmanager
     def run_context(self) -> Generator[Any, None, None]:
@@ -275,6 +280,8 @@ class _SyncEngine(SyncTaskRunEngine[Any, Any]):
             result = self.threads.call(
                 self._call, self.task.timeout_seconds, name=self.task.name, logger=self.logger
             )
+        if was_cut():
+            transaction.write_on_commit = False  # another run may want all of it
         self.handle_success(result, transaction=transaction)
         return result
 
@@ -324,6 +331,12 @@ class _PlainSurroundings(_SyncEngine):
             self.logger = cast(Any, task_run_logger(task_run=self.task_run, task=self.task))
             yield
 
+    def _resolve_parameters(self) -> None:
+        super()._resolve_parameters()  # type: ignore[no-untyped-call]
+        context = TaskRunContext.get()
+        assert context is not None, "it was entered before"
+        context.parameters = self.parameters or {}
+
     @contextmanager
     def asset_context(self) -> Generator[None, None, None]:
         yield
@@ -338,13 +351,17 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
     """The same for async tasks."""
 
     check: Check
+    _parameters_resolved = False
 
     async def handle_exception(self, exc: Exception) -> None:
         made_speakable(exc)
         await super().handle_exception(exc)
 
     async def handle_success(self, result: Any, transaction: AsyncTransaction) -> Any:
-        return await super().handle_success(_checked(self.check, result), transaction)
+        value = _checked(self.check, result)
+        if was_cut():
+            transaction.write_on_commit = False
+        return await super().handle_success(value, transaction)
 
 
 class _BriefSyncEngine(_SyncEngine):
@@ -380,6 +397,8 @@ class _PlainSyncEngine(_PlainSurroundings, _BriefSyncEngine):
     def handle_success(self, result: Any, transaction: Transaction) -> Any:
         if isinstance(result, State):
             return super().handle_success(result, transaction=transaction)
+        # An attempt of a task that it called may have failed, and taken this transaction back.
+        transaction.stage(None)
         self._return_value = result
         return self.set_state(Completed())
 
@@ -401,13 +420,25 @@ def _enter_briefly(engine: _BriefSyncEngine | _BriefAsyncEngine, state: State[An
     return state
 
 
+class _UnitEngine(_PlainSyncEngine):
+    """The same for a task run that stands for several items, each with a transaction of its own.
+
+    One around them would be the parent of theirs: nothing of theirs would be committed before all
+    have ended, and the first one that fails would take back what the others have done.
+    """
+
+    @contextmanager
+    def transaction_context(self) -> Generator[Transaction, None, None]:
+        yield Transaction(write_on_commit=False, logger=self.logger)  # not entered
+
+
 def run_recorded(task: Task[..., Any], task_run: TaskRun) -> None:
     """Run a task without parameters, whose value nobody asks for, as a task run.
 
     Raises:
         Exception: what the task raised.
     """
-    engine = _BriefSyncEngine(task=task, parameters={}, task_run=task_run)
+    engine = _UnitEngine(task=task, parameters={}, task_run=task_run)
     engine.check = lambda value: value
     _run_sync(engine)
     engine.result()
@@ -501,6 +532,7 @@ def record_failure(
     engine = _RetellingEngine(
         task=stand_in, parameters=call_parameters(task, arguments), task_run=task_run
     )
+    engine._parameters_resolved = True
     engine.error = error
     engine.began = datetime.fromtimestamp(began, UTC)
     engine.ended = datetime.fromtimestamp(max(began, ended), UTC)

@@ -13,9 +13,10 @@ from evolve_tasks.workers.streaming import Stream
 
 @dataclass(slots=True)
 class Kept:
-    """What the last attempt has gathered."""
+    """What the last attempt has gathered; `cut`: it had more to give than was wanted."""
 
     items: list[Any] = field(default_factory=list)
+    cut: bool = False
 
 
 _stream: ContextVar[Stream | None] = ContextVar("evolve_stream", default=None)
@@ -45,6 +46,12 @@ def kept() -> Iterator[Kept]:
         _kept.reset(token)
 
 
+def was_cut() -> bool:
+    """Whether what was gathered last had more to give than was wanted."""
+    here = _kept.get()
+    return here is not None and here.cut
+
+
 def gather(source: Iterable[Any], most: int | None) -> list[Any]:
     """Take items until there are no more, or one more than are wanted.
 
@@ -64,6 +71,7 @@ def gather(source: Iterable[Any], most: int | None) -> list[Any]:
     for item in source:
         items.append(item)
         if most is not None and len(items) > most:
+            _note_cut()
             break
     return items
 
@@ -81,6 +89,7 @@ async def gather_async(source: AsyncIterable[Any], most: int | None) -> list[Any
     async for item in source:
         items.append(item)
         if most is not None and len(items) > most:
+            _note_cut()
             break
     return items
 
@@ -110,5 +119,10 @@ def _fresh() -> list[Any]:
     # A list of its own for each attempt: one whose time was over may still be adding to its own.
     items: list[Any] = []
     if (here := _kept.get()) is not None:
-        here.items = items
+        here.items, here.cut = items, False
     return items
+
+
+def _note_cut() -> None:
+    if (here := _kept.get()) is not None:
+        here.cut = True

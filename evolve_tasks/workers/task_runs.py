@@ -12,11 +12,46 @@ from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy, TaskRunResult
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.states import Pending
+from prefect.utilities.callables import get_call_parameters
+
+from evolve_tasks.stages import called
 
 
 def first_parameter(task: Task[..., Any]) -> str:
     """Name of the parameter that takes the item."""
-    return next(iter(inspect.signature(task.fn).parameters))
+    return next(iter(inspect.signature(called(task)).parameters))
+
+
+class Parameters:
+    """Gives what the parameters of a task's function are for some arguments, as Prefect does.
+
+    Prefect asks for the function's signature each time, which takes longer than a short item.
+
+    Args:
+        task: the task.
+    """
+
+    def __init__(self, task: Task[..., Any]) -> None:
+        self._task = task
+        self._names: tuple[str, ...] = ()
+        self._all: dict[str, Any] = {}
+
+    def of(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
+        """A dictionary of its own for each call of it."""
+        if len(self._names) != len(arguments):
+            self._all = get_call_parameters(self._task.fn, (None,) * len(arguments), {})
+            self._names = _positional(self._task)[: len(arguments)]
+            if len(self._names) != len(arguments):  # it takes any number of them
+                return get_call_parameters(self._task.fn, arguments, {})
+        parameters = self._all.copy()
+        parameters.update(zip(self._names, arguments, strict=True))
+        return parameters
+
+
+def _positional(task: Task[..., Any]) -> tuple[str, ...]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(called(task)).parameters.items()
+    return tuple(name for name, parameter in parameters if parameter.kind in kinds)
 
 
 def new_task_run(

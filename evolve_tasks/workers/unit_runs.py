@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRunPolicy
+from prefect.context import TaskRunContext
+from prefect.results import should_persist_result
 
 from evolve_tasks.workers.engines import run_recorded
 from evolve_tasks.workers.task_runs import new_task_run
@@ -32,8 +34,9 @@ def run_as_unit(
     It has no tags: they are limits on concurrency, which its items take themselves.
     """
     results: list[R] = []
+    persists = should_persist_result()
     unit = Task(
-        fn=lambda: results.append(body()),
+        fn=lambda: results.append(_persisting(persists, body)),
         name=task.name,
         version=task.version,
         retries=0,
@@ -46,6 +49,17 @@ def run_as_unit(
     task_run.empirical_policy = TaskRunPolicy(retries=0)
     run_recorded(unit, task_run)
     return results[0]
+
+
+def _persisting(persists: bool, body: Callable[[], R]) -> R:
+    """Run the body of a unit where what its items give is stored as it would be without the unit.
+
+    What the unit itself gives is nobody's, and is not stored.
+    """
+    context = TaskRunContext.get()
+    assert context is not None, "it runs as a task run"
+    with context.model_copy(update={"persist_result": persists}):
+        return body()
 
 
 class OpenRun:

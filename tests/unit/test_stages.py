@@ -14,7 +14,7 @@ import pytest
 from prefect import task
 
 from evolve_tasks.errors import InvalidInput
-from evolve_tasks.stages import as_items, function_name, stages_from
+from evolve_tasks.stages import as_items, called, function_name, stages_from
 
 
 def parse(path: str) -> list[str]:
@@ -125,6 +125,29 @@ def test_what_may_be_a_stage(function: Callable[..., Any]) -> None:
     assert (first.position, first.last) == (0, False)
     assert (last.position, last.last) == (1, True)
     assert first.function is last.function is function
+
+
+class Parser:
+    @task
+    def parse(self, path: str) -> list[str]:
+        return [path]
+
+
+def test_a_method_that_is_a_task_is_a_stage() -> None:
+    parser = Parser()
+    first, last = stages_from([parser.parse, process])
+    assert first.name == "parse"
+    assert first.task is not None
+    assert called(first.function)("x") == ["x"]
+    assert called(last.function) is process
+
+
+def test_a_method_of_two_objects_is_told_apart_by_nobody() -> None:
+    message = refusal(Parser().parse, Parser().parse, process)
+    assert "'parse'" in message
+    assert "functools.partial" in message
+    parse_one = Parser().parse
+    stages_from([parse_one, parse_one, process])
 
 
 # -- names ---------------------------------------------------------------------------------------
