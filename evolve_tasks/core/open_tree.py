@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from itertools import chain
 
 from evolve_tasks.core.actions import (
     HELD,
@@ -338,7 +337,9 @@ class OpenTree:
 
     def _drop_held(self, actions: list[Action]) -> None:
         """Leave what was held back where it is."""
-        left = [*self._of_level, *chain.from_iterable(self._held.values())]
+        left = list(self._of_level)
+        for identities in self._held.values():
+            left += identities
         self._of_level.clear()
         self._held.clear()
         for identity in left:
