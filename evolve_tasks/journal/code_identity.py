@@ -64,7 +64,10 @@ class _CodeDigest(ValueDigest):
 
     def composite(self, value: Any) -> bytes:
         if isinstance(value, Task):
-            return hashed("task", self.of(value.version), self.of(value.fn))
+            # A task that is a method depends on its object, as a method does.
+            owner = getattr(value.fn, "__prefect_self__", None)
+            owners = [] if owner is None else [self.of(owner)]
+            return hashed("task", self.of(value.version), self.of(value.fn), *owners)
         if isinstance(value, functools.partial):
             parts = (value.func, value.args, value.keywords)
             return hashed("partial", *map(self.of, parts))

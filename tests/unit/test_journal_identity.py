@@ -34,6 +34,7 @@ from evolve_tasks.journal import (
     source_token,
     stage_token,
 )
+from evolve_tasks.stages import owned
 
 
 class Color(enum.Enum):
@@ -381,3 +382,21 @@ def test_a_file_is_told_by_path_size_and_change(tmp_path: Path) -> None:
 def test_a_file_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=name[:3]):
         file_fingerprint(tmp_path / name)
+
+
+@dataclass
+class Reader:
+    """Of which a task is a method."""
+
+    columns: int
+
+    @task
+    def read(self, path: str) -> list[str]:
+        return path.split(",", self.columns)
+
+
+def test_a_task_that_is_a_method_counts_with_its_object() -> None:
+    def token(columns: int) -> str:
+        return stage_token(owned(Reader(columns).read))
+
+    assert token(2) == token(2) != token(3)
