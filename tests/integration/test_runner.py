@@ -1248,7 +1248,7 @@ def test_submits_inside_tasks_on_a_single_thread(lone_worker: LocalCluster) -> N
 
 def test_children_outlive_their_parent(lone_worker: LocalCluster) -> None:
     """As what a flow submits: nobody has to ask for it."""
-    run_id, found = run(lone_worker.scheduler_address, lambda: exits.submit().result())
+    run_id, found = run(lone_worker.scheduler_address, lambda: leaves.submit().result())
     assert found == "left"
     assert {run.state_name for run in recorded(run_id, 4).values()} == {"Completed"}
 
