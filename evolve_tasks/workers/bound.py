@@ -25,7 +25,7 @@ from evolve_tasks.more import More
 from evolve_tasks.stages import Stage, as_items, called
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
-from evolve_tasks.workers.gathering import Kept, gather, gather_async, kept
+from evolve_tasks.workers.gathering import Kept, gather, gather_async
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.task_runs import Parameters, new_task_run
 from evolve_tasks.workers.timed import TimedThreads
@@ -124,7 +124,7 @@ class BoundStage:
 
     def call(self, item: Any) -> Ran:
         """Call the function alone."""
-        with kept() as here:
+        with Kept() as here:
             try:
                 value = self.function(*self.arguments(item))
                 if inspect.iscoroutine(value):
@@ -166,7 +166,7 @@ class BoundStage:
             plain=self.quick,
             threads=self._threads,
         )
-        with kept() as here:
+        with Kept() as here:
             try:
                 # The engines leave context variables behind in async runs; a copy takes them along.
                 value = copy_context().run(run, self.task, self.arguments(item), task_run)
@@ -240,8 +240,13 @@ class UnitContext:
         bound = self._bound
         return bound.task is not None and (self._recording.each or not bound.quick)
 
-    def run(self, item: Any, run_id: UUID, name: str) -> Ran:
-        """Run the stage on one source or item."""
+    @property
+    def each(self) -> bool:
+        """Whether everything that runs here is a task run of its own."""
+        return self._bound.task is not None and self._recording.each
+
+    def run(self, item: Any, run_id: UUID | None, name: str) -> Ran:
+        """Run the stage on one source or item; its id is asked for if it is a task run."""
         began = time.time()
         ran = self._run(item, run_id, name)
         ran.began = began
@@ -249,7 +254,7 @@ class UnitContext:
             ran.ended = time.time()
         return ran
 
-    def _run(self, item: Any, run_id: UUID, name: str) -> Ran:
+    def _run(self, item: Any, run_id: UUID | None, name: str) -> Ran:
         bound, recording = self._bound, self._recording
         if not self.named:
             if self._around is not None:
@@ -258,6 +263,7 @@ class UnitContext:
             return copy_context().run(bound.call, item)
         assert bound.task is not None
         if recording.each:
+            assert run_id is not None, "it is a task run"
             task_run = new_task_run(
                 bound.task, run_id=run_id, name=name, upstream=recording.upstream
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,37 +13,40 @@ from evolve_tasks.workers.streaming import Stream
 
 @dataclass(slots=True)
 class Kept:
-    """What the last attempt has gathered; `cut`: it had more to give than was wanted."""
+    """Keeps what is gathered in its block; the last attempt's, if there are several.
 
-    items: list[Any] = field(default_factory=list)
-    cut: bool = False
-
-
-_stream: ContextVar[Stream | None] = ContextVar("evolve_stream", default=None)
-_kept: ContextVar[Kept | None] = ContextVar("evolve_kept", default=None)
-
-
-@contextmanager
-def kept() -> Iterator[Kept]:
-    """Keep what is gathered in the block; the last attempt's, if there are several.
+    Args:
+        items: what was gathered.
+        cut: there was more to give than was wanted.
 
     Example:
         >>> def breaks():
         ...     yield 1
         ...     raise OSError("broken")
-        >>> with kept() as here:
+        >>> with Kept() as here:
         ...     try:
         ...         gather(breaks(), None)
         ...     except OSError:
         ...         print(here.items)
         [1]
     """
-    here = Kept()
-    token = _kept.set(here)
-    try:
-        yield here
-    finally:
-        _kept.reset(token)
+
+    items: list[Any] = field(default_factory=list)
+    cut: bool = False
+    _token: Token[Kept | None] | None = None
+
+    # Not a generator: it surrounds every item, and items may take a few microseconds.
+    def __enter__(self) -> Kept:
+        self._token = _kept.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._token is not None, "it was entered"
+        _kept.reset(self._token)
+
+
+_stream: ContextVar[Stream | None] = ContextVar("evolve_stream", default=None)
+_kept: ContextVar[Kept | None] = ContextVar("evolve_kept", default=None)
 
 
 def was_cut() -> bool:

@@ -458,14 +458,15 @@ class Runtime:
     ) -> list[Ran]:
         """Run the last stage on each item, until the run is stopped."""
         ended: list[Ran] = []
+        # Once for all of them: items may take a few microseconds each.
+        number, each, named = number_of(source.index), unit.each, unit.named
         for position, item in enumerate(items, start):
             if self.stopped():
                 break
-            name = (
-                f"{bound.stage.name}[{self._label(source, position, item)}]" if unit.named else ""
-            )
-            self._mark(source, position)
-            ran = unit.run(item, item_run_id(source.run_id, position), name)
+            name = f"{bound.stage.name}[{self._label(source, position, item)}]" if named else ""
+            if self._marks is not None:
+                self._marks.at(number, position)
+            ran = unit.run(item, item_run_id(source.run_id, position) if each else None, name)
             ended.append(ran)
             if ran.error is not None and self.spec.fail_fast:
                 break

@@ -44,7 +44,8 @@ class Parameters:
             if len(self._names) != len(arguments):  # it takes any number of them
                 return get_call_parameters(self._task.fn, arguments, {})
         parameters = self._all.copy()
-        parameters.update(zip(self._names, arguments, strict=True))
+        for name, value in zip(self._names, arguments, strict=True):
+            parameters[name] = value
         return parameters
 
 

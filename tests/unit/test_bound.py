@@ -18,7 +18,7 @@ from evolve_tasks.stages import Stage, stages_from
 from evolve_tasks.workers.bound import BoundStage, UnitContext
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import unwrapped
-from evolve_tasks.workers.gathering import gather, kept, was_cut
+from evolve_tasks.workers.gathering import Kept, gather, was_cut
 from evolve_tasks.workers.task_runs import Parameters, first_parameter
 from evolve_tasks.workers.timed import TimedThreads
 
@@ -146,7 +146,7 @@ def test_parameters_are_those_that_prefect_tells(
 
 
 def test_it_is_known_whether_more_was_there() -> None:
-    with kept():
+    with Kept():
         assert gather(iter(range(3)), 3) == [0, 1, 2]
         assert not was_cut()
         assert gather(iter(range(9)), 3) == [0, 1, 2, 3]
