@@ -20,6 +20,7 @@ from evolve_tasks.workers.calls import (
     Measure,
     NestedResult,
     SourceEnd,
+    Together,
 )
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.streaming import Chunk
@@ -46,7 +47,16 @@ class Followed:
 FOLLOWED = Followed()
 
 Answer = (
-    Measure | BatchResult | NestedResult | Collected | Combined | Lost | Arrival | Chunk | Followed
+    Measure
+    | BatchResult
+    | NestedResult
+    | Together
+    | Collected
+    | Combined
+    | Lost
+    | Arrival
+    | Chunk
+    | Followed
 )
 
 PULLED = -1  # in place of a unit: what a `Pull` has brought

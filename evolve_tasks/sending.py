@@ -63,7 +63,7 @@ class Sending:
     def expand(self, action: Expand) -> ExpandCall | Measure:
         """What to send for an `Expand`; a `Measure` if there is nothing to send."""
         if action.parent >= 0:
-            return self._inner(action)
+            return self.inner(action)
         entries = [
             self.under_way.sources[position] for position in range(action.start, action.stop)
         ]
@@ -142,17 +142,27 @@ class Sending:
             left = [offset for offset, call in enumerate(calls) if not call.known]
             return NOTHING, {offset: refusal(offset, together) for offset in left}
 
-    def process(self, action: Process) -> ProcessCall:
-        """What to send for a `Process`."""
+    def process(self, action: Process, first: Recording | None = None) -> ProcessCall:
+        """What to send for a `Process`.
+
+        Args:
+            action: what is to be done.
+            first: what Prefect sees of the unit with which it goes together, if it does.
+        """
         parent = self.under_way.parent(action)
-        recording = self._recording(action)
+        recording = self._recording(action, first)
         part = self._part(action, parent)
         lead = self.under_way.leads.get(action.parent, action.offset)
         items = None if lead is None else lead.packed(action.start, action.stop)
         return ProcessCall(action.stage, parent, part, recording, action.crashes, items)
 
-    def _inner(self, action: Expand) -> ExpandCall:
-        """What to send for items that are expanded further; they stay where they are."""
+    def inner(self, action: Expand, first: Recording | None = None) -> ExpandCall:
+        """What to send for items that are expanded further; they stay where they are.
+
+        Args:
+            action: what is to be done.
+            first: what Prefect sees of the unit with which it goes together, if it does.
+        """
         lead = self.under_way.leads.get(action.parent, action.offset)
         if lead is not None:
             parent, part = lead.above(action.start), None
@@ -164,7 +174,7 @@ class Sending:
             part, items = self._part(action, parent), NOTHING
         self.under_way.calls[action.unit] = sources
         self.beside.begun(action, sources)
-        recording = self._recording(action)
+        recording = self._recording(action, first)
         return ExpandCall(
             stage=action.stage,
             sources=sources,
@@ -176,15 +186,18 @@ class Sending:
             stream=self.streams.call(action.unit, action.stage, sources),
         )
 
-    def _recording(self, action: Expand | Process) -> Recording:
+    def _recording(self, action: Expand | Process, first: Recording | None) -> Recording:
         """What Prefect sees of a unit of items."""
-        is_task = self.stages[action.stage].task is not None
-        each = self.ledger.each_item(action.stop - action.start, is_task, self.core.expected_items)
-        recording = Recording(
-            each=each,
-            unit=uuid4() if not each and self.ledger.unit(is_task) else None,
-            upstream=self.under_way.parent_run(action),
-        )
+        is_task, upstream = self.stages[action.stage].task is not None, None
+        if action.parent >= 0:
+            upstream = self.under_way.parent_run(action)
+        if first is not None and not first.each:
+            recording = Recording(within=first.unit, upstream=upstream)
+        else:
+            size, expected = action.stop - action.start, self.core.expected_items
+            each = self.ledger.each_item(size, is_task, expected)
+            unit = uuid4() if not each and self.ledger.unit(is_task) else None
+            recording = Recording(each=each, unit=unit, upstream=upstream)
         self.under_way.units[action.unit] = action, recording
         if is_task and isinstance(action, Expand):
             self.under_way.note_runs(action.unit, recording)

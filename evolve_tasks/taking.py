@@ -142,7 +142,7 @@ class Taking:
                 tell_batch(self.story, parent, action.start, action.stop, answer)
                 keys = self.known.keys(action.parent, action.offset)
                 finds: list[Find] = []
-                whole = recording.unit if answer.unit_recorded else None
+                whole = recording.unit if answer.unit_recorded else recording.within
                 portions = self._portion(
                     finds, 0, parent, action.start, action.stop, answer, whole, keys
                 )

@@ -59,8 +59,8 @@ class UnderWay:
 
     def note_runs(self, unit: int, recording: Recording) -> None:
         """Note what of an expanding unit is a task run, before anything is asked of it."""
-        if recording.unit is not None:
-            self.unit_runs[unit] = recording.unit
+        if (run_id := recording.unit or recording.within) is not None:
+            self.unit_runs[unit] = run_id
         elif recording.each:
             self.each.add(unit)
 

@@ -30,7 +30,7 @@ class Expand(NamedTuple):
 
     Where `parent` is -1 these are sources, and positions are those of the sources. A list of at
     most `inline` items is worked on where it was found. Workers have died with it `crashes`
-    times.
+    times. Where `beside` is not -1 it goes together with that unit, and takes no place of its own.
     """
 
     unit: int
@@ -42,6 +42,7 @@ class Expand(NamedTuple):
     stop: int
     inline: int
     crashes: int = 0
+    beside: int = -1
 
 
 class Turn(Enum):
@@ -55,7 +56,8 @@ class Turn(Enum):
 class Process(NamedTuple):
     """Run the last stage on the items `start` to `stop` of list `offset` of unit `parent`.
 
-    Workers have died with them `crashes` times.
+    Workers have died with them `crashes` times. Where `beside` is not -1 they go together with that
+    unit, and take no place of their own.
     """
 
     unit: int
@@ -66,6 +68,7 @@ class Process(NamedTuple):
     start: int
     stop: int
     crashes: int = 0
+    beside: int = -1
 
 
 class Extra(NamedTuple):

@@ -421,14 +421,15 @@ class Evolution(Filling):
     def _answered(self, action: Expand | Process | Extra) -> None:
         """A unit is not in flight any more."""
         del self._units[action.unit]
+        over = self._leave(action)
         if isinstance(action, Process):
             self._flying -= action.stop - action.start
         elif isinstance(action, Expand):
             size = action.stop - action.start
             self._flying -= size
             self._turns.pop(action.unit, None)
-            self._expansions -= 1
-            self._expanding_units[action.stage] -= 1
+            self._expansions -= over
+            self._expanding_units[action.stage] -= over
             if self._given.pop(action.unit, None) is not None:
                 self._giving[action.stage] -= size
             self._expanding[action.stage] -= size
@@ -437,6 +438,17 @@ class Evolution(Filling):
             self._extras_flying -= 1
         if self._alone == action.unit:
             self._alone = None
+
+    def _leave(self, action: Expand | Process | Extra) -> bool:
+        """Leave those with which a unit went together; True for the last one."""
+        first = action.unit
+        if not isinstance(action, Extra) and action.beside >= 0:
+            first = action.beside
+        self._parties[first] -= 1
+        if self._parties[first]:
+            return False
+        del self._parties[first]
+        return True
 
     def _again(self, actions: list[Action], lost: Suspect, running: Collection[int] | None) -> None:
         """Let what a dead worker took down run again, unless it would be for nothing."""

@@ -50,6 +50,9 @@ Rules, in the order in which they are looked at:
     the last stage finds (`HELD`) until all above it has ended, and compares it only then, within
     the bound of `buffered`. So an item counts for its shortest path, and what is reached does not
     depend on what ends first.
+11. What the last stage finds are many short lists: an item leads to a few others. A unit of such a
+    list that is not as large as it should be takes the next ones along (`beside`), where they fit
+    as a whole and no worker has died with them. Together they take one place of `units`.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ from dataclasses import replace
 from evolve_tasks.core.actions import Action, Expand, Extra, Follow, Process, Pull, Turn
 from evolve_tasks.core.batching import TARGET_S, inline_items, unit_size
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
-from evolve_tasks.core.lists import ListId
+from evolve_tasks.core.lists import ListId, OpenList
 from evolve_tasks.core.open_tree import LARGEST_UNIT, OpenTree
 from evolve_tasks.core.suspects import Suspect
 
@@ -158,7 +161,7 @@ class Filling(OpenTree):
         if units is not None:
             if self._items.mean_s is None and self.probing:
                 units = min(units, AHEAD * window.busy_threads + len(self._given))
-            if len(self._units) + (self._pulling > 0) >= units:
+            if len(self._parties) + (self._pulling > 0) >= units:
                 return self._largest_batch() if self._all_give else 0
         if window.in_flight is None:
             return self._largest_unit
@@ -196,7 +199,7 @@ class Filling(OpenTree):
             return False
         if window.in_flight is not None and self._flying + sources > window.in_flight:
             return True
-        return window.units is not None and len(self._units) + 1 > window.units
+        return window.units is not None and len(self._parties) + 1 > window.units
 
     @property
     def _all_give(self) -> bool:
@@ -272,6 +275,7 @@ class Filling(OpenTree):
             size = unit_size(item_s, self._waits[self._last], threads, ceiling)
         else:
             size = self._largest_batch()
+        most = min(size, room)
         if size > stop - start:
             size = stop - start
         if size > room:
@@ -285,7 +289,32 @@ class Filling(OpenTree):
         self._waits[self._last] -= size
         self._all_waits -= size
         self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
+        if size < most and item_s is not None and self._goes_together(entry):
+            self._take_along(actions, self._last, most - size)
         return True
+
+    def _goes_together(self, entry: OpenList) -> bool:
+        """Whether a unit of a list may be one of several that go together."""
+        return entry.depth > 0 and self._batch is None and not entry.crashes
+
+    def _take_along(self, actions: list[Action], stage: int, most: int) -> None:
+        """Let lists that wait go together with the unit that began last, up to so many items."""
+        queue, first = self._waiting[stage], self._next_unit - 1
+        while queue:
+            identity = queue[0]
+            entry = self._lists[identity]
+            start, stop = entry.todo[0]
+            if stop - start > most or not self._goes_together(entry):
+                return
+            most -= stop - start
+            entry.todo.popleft()
+            if not entry.todo:
+                queue.popleft()
+            self._waited(entry, start - stop)
+            if stage == self._last:
+                self._submit(actions, entry.source, identity, start, stop, 0, first)
+            else:
+                self._expand(actions, stage, entry.source, identity, start, stop, 0, first)
 
     def _submit(
         self,
@@ -295,18 +324,26 @@ class Filling(OpenTree):
         start: int,
         stop: int,
         crashes: int,
+        beside: int = -1,
     ) -> None:
-        unit, offset = parent
-        action = Process(self._next_unit, self._last, source, unit, offset, start, stop, crashes)
-        self._next_unit += 1
-        self._units[action.unit] = action
+        number, (unit, offset) = self._next_unit, parent
+        action = Process(number, self._last, source, unit, offset, start, stop, crashes, beside)
+        self._begin(action, beside)
         self._flying += stop - start
         actions.append(action)
 
-    def _do_extra(self, actions: list[Action], number: int, crashes: int) -> None:
-        action = Extra(self._next_unit, number, crashes)
+    def _begin(self, action: Expand | Process | Extra, beside: int) -> None:
+        """Note that a unit is in flight, and with which one it goes."""
         self._next_unit += 1
         self._units[action.unit] = action
+        if beside < 0:
+            self._parties[action.unit] = 1
+        else:
+            self._parties[beside] += 1
+
+    def _do_extra(self, actions: list[Action], number: int, crashes: int) -> None:
+        action = Extra(self._next_unit, number, crashes)
+        self._begin(action, -1)
         self._flying += 1
         self._extras_flying += 1
         actions.append(action)
@@ -429,6 +466,9 @@ class Filling(OpenTree):
                 if not entry.todo:
                     queue.popleft()
                 self._expand(actions, stage, entry.source, identity, start, stop, entry.crashes)
+                # What gives on the way waits by itself.
+                if stage not in self._streaming and self._goes_together(entry):
+                    self._take_along(actions, stage, most - (stop - start))
                 return True
         may = min(self._may_expand(0), self._may_stream(0))
         if may < 1 or self._sources_ended or self._pulling or self.closed:
@@ -455,24 +495,26 @@ class Filling(OpenTree):
         start: int,
         stop: int,
         crashes: int = 0,
+        beside: int = -1,
     ) -> None:
         inline, self._full_above = 0, None
         unbounded = self._batch is None and self._max_items is None
         # Where a worker died, items are kept apart from their source: one of them may be guilty.
         if unbounded and stage + 1 == self._last and not crashes:
             inline = inline_items(self.item_s)
-        unit, offset = parent or (-1, 0)
-        action = Expand(self._next_unit, stage, source, unit, offset, start, stop, inline, crashes)
-        self._next_unit += 1
-        self._units[action.unit] = action
+        number, (unit, offset) = self._next_unit, parent or (-1, 0)
+        action = Expand(number, stage, source, unit, offset, start, stop, inline, crashes, beside)
+        self._begin(action, beside)
         self._flying += stop - start
         self._expanding[stage] += stop - start
+        actions.append(action)
+        if beside >= 0:
+            return
         self._expanding_units[stage] += 1
         self._expansions += 1
         if self._expansions <= AHEAD * self._window.busy_threads:
             brief = self._brief(stage, stop - start)
             self._turns[action.unit] = Turn.BEFORE if brief else Turn.AMONG
-        actions.append(action)
 
     def _brief(self, stage: int, count: int) -> bool:
         """Whether so many expansions take no longer than a batch of the items that go elsewhere.

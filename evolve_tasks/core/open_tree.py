@@ -91,6 +91,8 @@ class OpenTree:
         # Of those that wait for being expanded, which the last stage has found, by stage.
         self._uncounted = [0] * stages
         self._units: dict[int, Expand | Process | Extra] = {}
+        # How many of them go together, by the first: so many places of the window are taken.
+        self._parties: dict[int, int] = {}
         self._extras: deque[int] = deque()  # what was asked for, and has not begun
         self._extras_flying = 0
         self._extras_failed = 0
@@ -98,7 +100,7 @@ class OpenTree:
         self._flying = 0
         self._expanding = [0] * self._last  # sources and items, by stage
         self._expanding_units = [0] * self._last
-        self._expansions = 0  # all of these units
+        self._expansions = 0  # all of these units; those that go together count as one
         self._expansions_failed = 0
         self._pulling = 0
         self._sources_ended = False

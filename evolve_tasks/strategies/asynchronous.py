@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from evolve_tasks.core.actions import (
     Pull,
     Release,
     SourceDone,
+    Turn,
 )
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
@@ -36,7 +37,8 @@ from evolve_tasks.strategies.submitting import (
     abandon,
     chunk_feed,
 )
-from evolve_tasks.workers.calls import ExpandCall, Measure
+from evolve_tasks.strategies.together import Member, apart, gone_along, parties
+from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall
 from evolve_tasks.workers.nested import PROBING_S
 from evolve_tasks.workers.streaming import Chunk
 
@@ -142,14 +144,21 @@ class _Sources:
         todo = deque(actions)
         while todo:
             match todo.popleft():
+                case Expand() | Process() as first if len(along := gone_along(todo, first)) > 1:
+                    for party in parties(self._run.sending, along):
+                        self._start(self._go_together(party, self._run.core.turn(first.unit)))
                 case Pull(most):
                     self._feed.request(most)
                 case Expand() as action:
-                    self._start(self._live(action))
+                    call = self._run.sending.expand(action)
+                    if isinstance(call, ExpandCall):
+                        self._start(self._live(action, call))
+                    else:
+                        self._answers.put_nowait((action.unit, call))
                 case Process() as action if action.parent in self._granted:
                     self._granted[action.parent].put_nowait(action)
                 case Process() as action:  # of what an item has found
-                    self._start(self._work_on(action))
+                    self._start(self._work_on(action, self._run.sending.process(action)))
                 case Forget(unit, place):
                     self._run.forget(unit, place)
                 case Release(unit):
@@ -167,16 +176,15 @@ class _Sources:
                 case SourceDone(source):
                     todo.extend(self._run.source_done(source))
 
-    async def _live(self, action: Expand) -> None:
+    async def _live(self, action: Expand, call: ExpandCall) -> None:
         """The life of a source: its list, then its items as the window has room for them."""
+        turn = self._run.core.turn(action.unit)
+        future = self._submitter.expand(action.unit, call, turn=turn, parent=action.parent)
+        await self._grant(action, await self._answer(action.unit, future))
+
+    async def _grant(self, action: Expand, answer: Answer) -> None:
+        """The life of a source that has its list."""
         unit = action.unit
-        call = self._run.sending.expand(action)
-        if not isinstance(call, ExpandCall):
-            self._answers.put_nowait((unit, call))
-            return
-        turn = self._run.core.turn(unit)
-        future = self._submitter.expand(unit, call, turn=turn, parent=action.parent)
-        answer = await self._answer(unit, future)
         if isinstance(answer, Measure):
             self._submitter.measured(unit, answer)
         granted: asyncio.Queue[Process | None] = asyncio.Queue()
@@ -184,12 +192,36 @@ class _Sources:
         self._granted[unit] = granted
         self._answers.put_nowait((unit, answer))
         while (batch := await granted.get()) is not None:
-            self._start(self._work_on(batch))
+            self._start(self._work_on(batch, self._run.sending.process(batch)))
 
-    async def _work_on(self, action: Process) -> None:
-        future = self._submitter.process(action, self._run.sending.process(action))
+    async def _work_on(self, action: Process, call: ProcessCall) -> None:
+        future = self._submitter.process(action, call)
         answer = await self._answer(action.unit, future)
         self._answers.put_nowait((action.unit, answer))
+
+    async def _alone(self, action: Expand | Process, call: ExpandCall | ProcessCall) -> None:
+        if isinstance(action, Process):
+            assert isinstance(call, ProcessCall), "it processes"
+            await self._work_on(action, call)
+        else:
+            assert isinstance(call, ExpandCall), "it expands"
+            await self._live(action, call)
+
+    async def _go_together(self, party: Sequence[Member], turn: Turn) -> None:
+        """The lives of several that go together as far as their lists, or their results."""
+        if len(party) == 1:
+            await self._alone(*party[0])
+            return
+        future = self._submitter.together(party, turn=turn)
+        answer = await self._answer(party[0].action.unit, future)
+        for member, one in zip(party, apart(party, answer), strict=True):
+            if one is None:
+                self._submitter.release(member.action.unit)
+                self._start(self._alone(*member))
+            elif isinstance(member.action, Expand):
+                self._start(self._grant(member.action, one))
+            else:
+                self._answers.put_nowait((member.action.unit, one))
 
     async def _do_extra(self, action: Extra) -> None:
         call = self._run.extra_call(action)

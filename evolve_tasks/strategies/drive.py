@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 from evolve_tasks.answers import FOLLOWED, PULLED, Answer, Lost, readable
@@ -22,6 +22,7 @@ from evolve_tasks.core.actions import (
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival
+from evolve_tasks.strategies.together import gone_along
 from evolve_tasks.workers.calls import CollectCall, CombineCall, ExpandCall, ProcessCall
 from evolve_tasks.workers.streaming import Chunk
 
@@ -39,6 +40,10 @@ class Carrier(Protocol):
 
     def process(self, action: Process, call: ProcessCall) -> None:
         """Begin a batch."""
+        ...
+
+    def together(self, actions: Sequence[Expand | Process]) -> None:
+        """Begin units that go together; each gets its answer."""
         ...
 
     def extra(self, action: Extra, call: CollectCall | CombineCall) -> None:
@@ -137,6 +142,8 @@ def _carry_out(run: EvolvingRun, carrier: Carrier, todo: deque[Action]) -> list[
     refused: list[tuple[int, Answer]] = []
     while todo:
         match todo.popleft():
+            case Expand() | Process() as first if len(actions := gone_along(todo, first)) > 1:
+                carrier.together(actions)
             case Pull(most):
                 carrier.pull(most)
             case Expand() as action:

@@ -113,6 +113,14 @@ class _InTurn:
 
         self._due.append((action.unit, answer))
 
+    def together(self, actions: Sequence[Expand | Process]) -> None:
+        # They have no way to go: each is answered by itself.
+        for action in actions:
+            if isinstance(action, Process):
+                self.process(action, self._run.sending.process(action))
+            else:
+                self.expand(action, self._run.sending.inner(action))
+
     def extra(self, action: Extra, call: CollectCall | CombineCall) -> None:
         self._due.append((action.unit, lambda: self._runtime.extra(call)))
 

@@ -24,6 +24,7 @@ from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
 from evolve_tasks.strategies.serving import Serving, address_of
+from evolve_tasks.strategies.together import Member, apart, parties
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
     CollectCall,
@@ -105,6 +106,7 @@ class Submitter:
         self._expansions: dict[int, Future[Any]] = {}
         self._sizes: dict[int, tuple[int, int]] = {}  # items and bytes, by the unit that gave them
         self._calls: dict[int, tuple[ExpandCall, int]] = {}  # and whose list it expands
+        self._firsts: dict[int, int] = {}  # number of a unit's first list among all of its task
         self._orphans: dict[tuple[int, int], list[Orphans]] = {}
         self._permits: dict[int, Queue] = {}
         self.streamed = False  # something may be given on the way
@@ -192,9 +194,9 @@ class Submitter:
         stage = self._stages[call.stage]
         priority = TURNS[turn]
         self._marked |= call.inline > 0
-        found = [] if call.part is None else [self._part(unit, parent, call.part)]
+        sent, found = self._with_list(unit, parent, call)
         expansion = self._submit(
-            stage, unit, units.expand, self._run, call, *found, priority=priority
+            stage, unit, units.expand, self._run, sent, *found, priority=priority
         )
         self._expansions[unit] = expansion
         self._calls[unit] = call, parent
@@ -206,20 +208,74 @@ class Submitter:
             pure=False,
         )
 
+    def together(self, party: Sequence[Member], *, turn: Turn) -> Future[Any]:
+        """Submit units that go together; the future is that of their answers."""
+        first = party[0].action
+        expands, stage = isinstance(first, Expand), self._stages[first.stage]
+        calls: list[tuple[ExpandCall | ProcessCall, int]] = []
+        lists: dict[Any, Future[Any]] = {}  # by key: several units take from the same
+        for action, call in party:
+            if isinstance(action, Process) and isinstance(call, ProcessCall):
+                call = self._given_back_to(action, call)
+            sent, found = self._with_list(action.unit, action.parent, call)
+            lists |= {one.key: one for one in found}
+            calls.append((sent, list(lists).index(found[0].key) if found else -1))
+        future = self._submit(
+            stage,
+            first.unit,
+            units.expand_together if expands else units.process_together,
+            self._run,
+            calls,
+            *lists.values(),
+            priority=TURNS[turn] if expands else PROCESS,
+            together=len(party),
+        )
+        if not expands:
+            return future
+        counts: list[int] = []
+        for action, call in party:
+            assert isinstance(call, ExpandCall), "all of them expand"
+            self._marked |= call.inline > 0
+            # Each lets go of its own, and the task's lists are there until the last one does.
+            self._expansions[action.unit] = Future(future.key, self.client)
+            self._calls[action.unit] = call, action.parent
+            self._firsts[action.unit] = sum(counts)
+            counts.append(len(call.sources))
+        return self.client.submit(
+            units.measure_together,
+            future,
+            counts,
+            key=(f"measure-{self._run}", first.unit, len(party)),
+            priority=MEASURE,
+            pure=False,
+        )
+
     def process(self, action: Process, call: ProcessCall) -> Future[Any]:
         """Submit a batch of a list that stays on the workers, or that the flow has."""
         stage = self._stages[call.stage]
+        call = self._given_back_to(action, call)
+        sent, found = self._with_list(action.unit, action.parent, call)
+        return self._submit(
+            stage, action.unit, units.process, self._run, sent, *found, priority=PROCESS
+        )
+
+    def _given_back_to(self, action: Process, call: ProcessCall) -> ProcessCall:
+        """A call, with its items if a nested unit has given them back."""
         for orphans in self._orphans.get((action.parent, action.offset), ()):
             if orphans.start <= call.part.start < orphans.stop:
                 known = orphans.items.value()
                 items = known[call.part.start - orphans.start : call.part.stop - orphans.start]
                 call = replace(call, items=Packed.of(items))
-        found = []
-        if call.items is None:
-            found.append(self._part(action.unit, action.parent, call.part))
-        return self._submit(
-            stage, action.unit, units.process, self._run, call, *found, priority=PROCESS
-        )
+        return call
+
+    def _with_list(
+        self, unit: int, parent: int, call: ExpandCall | ProcessCall
+    ) -> tuple[ExpandCall | ProcessCall, list[Future[Any]]]:
+        """A call as it is sent, and the list that it takes its items from, if they do not come."""
+        if call.part is None or (isinstance(call, ProcessCall) and call.items is not None):
+            return call, []
+        found = self._part(unit, parent, call.part)
+        return replace(call, part=self._at_home(parent, call.part)), [found]
 
     def extra(self, unit: int, call: CollectCall | CombineCall) -> Future[Any]:
         """Submit what was asked for beside the stages."""
@@ -229,6 +285,10 @@ class Submitter:
             stage, function = self._spec.collect[call.stage], units.collect
         assert stage is not None, "it was asked for"
         return self._submit(stage, unit, function, self._run, call, priority=PROCESS)
+
+    def _at_home(self, parent: int, part: Part) -> Part:
+        """A part of a list, by its number where the list is; asked for after the list."""
+        return replace(part, offset=part.offset + self._firsts.get(parent, 0))
 
     def _part(self, unit: int, parent: int, part: Part) -> Future[Any]:
         """What a unit takes its items from."""
@@ -240,7 +300,7 @@ class Submitter:
         return self.client.submit(
             units.cut,
             found,
-            part,
+            self._at_home(parent, part),
             key=(f"cut-{self._run}", unit),
             priority=MEASURE,
             pure=False,
@@ -256,11 +316,17 @@ class Submitter:
         if expansion.status == "error":
             call, parent = self._calls[unit]
             self._again += 1
+            self._firsts.pop(unit, None)
+            call = replace(call, inline=0, stream=None)
+            sent, found = call, list[Future[Any]]()
+            if call.part is not None:
+                found = [self._list(parent)]
+                sent = replace(call, part=self._at_home(parent, call.part))
             expansion = self._expansions[unit] = self.client.submit(
                 units.expand,
                 self._run,
-                replace(call, inline=0, stream=None),
-                *([] if call.part is None else [self._list(parent)]),
+                sent,
+                *found,
                 key=(f"again-{self._stages[call.stage].name}-{self._run}", unit, self._again),
                 priority=PROCESS,
                 resources=self._spec.resources.get(self._stages[call.stage].name),
@@ -294,6 +360,7 @@ class Submitter:
         self._sizes.pop(unit, None)
         self._calls.pop(unit, None)
         self._permits.pop(unit, None)
+        self._firsts.pop(unit, None)
         for key in [key for key in self._orphans if key[0] == unit]:
             del self._orphans[key]
         future = self._expansions.pop(unit, None)
@@ -434,12 +501,19 @@ class Submitter:
         return list(gathering.result())
 
     def _submit(
-        self, stage: Stage, unit: int, function: Any, *arguments: Any, priority: int
+        self,
+        stage: Stage,
+        unit: int,
+        function: Any,
+        *arguments: Any,
+        priority: int,
+        together: int = 0,
     ) -> Future[Any]:
+        # One that has failed with others goes again alone, and is not taken for what it was then.
         return self.client.submit(
             function,
             *arguments,
-            key=(f"{stage.name}-{self._run}", unit),
+            key=(f"{stage.name}-{self._run}", unit, *([together] if together else ())),
             priority=priority,
             resources=self._spec.resources.get(stage.name),
             pure=False,
@@ -527,6 +601,7 @@ class FutureCarrier:
         self.submitter = submitter
         self._run = run
         self.ended = Ended()
+        self._parties: dict[int, list[Member]] = {}  # by the first of those that go together
         self._feed = SourceFeed(run.sources, self.ended.tell)
         run.wake = lambda: self.ended.tell(None)
         self._chunks = chunk_feed(submitter, run, self.ended.tell_chunk)
@@ -548,6 +623,37 @@ class FutureCarrier:
     def process(self, action: Process, call: ProcessCall) -> None:
         self.ended.add(action.unit, self.submitter.process(action, call))
 
+    def together(self, actions: Sequence[Expand | Process]) -> None:
+        turn = self._run.core.turn(actions[0].unit)
+        for party in parties(self._run.sending, actions):
+            if len(party) == 1:
+                self._alone(*party[0])
+                continue
+            first = party[0].action.unit
+            self._parties[first] = party
+            self.ended.add(first, self.submitter.together(party, turn=turn))
+
+    def _alone(self, action: Expand | Process, call: ExpandCall | ProcessCall) -> None:
+        if isinstance(action, Process):
+            assert isinstance(call, ProcessCall), "it processes"
+            self.process(action, call)
+        else:
+            assert isinstance(call, ExpandCall), "it expands"
+            self.expand(action, call)
+
+    def _each(self, unit: int, answer: Answer) -> Iterator[tuple[int, Answer]]:
+        """The answers of all that went together with a unit, or its own."""
+        party = self._parties.pop(unit, None)
+        if party is None:
+            yield unit, answer
+            return
+        for member, one in zip(party, apart(party, answer), strict=True):
+            if one is None:
+                self.submitter.release(member.action.unit)
+                self._alone(*member)
+            else:
+                yield member.action.unit, one
+
     def extra(self, action: Extra, call: CollectCall | CombineCall) -> None:
         self.ended.add(action.unit, self.submitter.extra(action.unit, call))
 
@@ -564,11 +670,12 @@ class FutureCarrier:
                 if answer is None:
                     self.ended.again(unit, future)
                     continue
-                if isinstance(answer, Measure):
-                    self.submitter.measured(unit, answer)
-                elif isinstance(answer, NestedResult) and answer.orphans:
-                    self.submitter.given_back(unit, answer.orphans)
-                answers.append((unit, answer))
+                for member, one in self._each(unit, answer):
+                    if isinstance(one, Measure):
+                        self.submitter.measured(member, one)
+                    elif isinstance(one, NestedResult) and one.orphans:
+                        self.submitter.given_back(member, one.orphans)
+                    answers.append((member, one))
         if not answers and self.ended.under_way():
             self.submitter.require_workers(self.ended.under_way())
         return answers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -197,6 +197,11 @@ class ProcessCall:
     crashes: int = 0
     items: Packed | None = None
 
+    @property
+    def label(self) -> str:
+        """Short name of the first item."""
+        return f"{self.source.label} {self.part.start}"
+
 
 @dataclass(frozen=True, slots=True)
 class CollectCall:
@@ -294,6 +299,11 @@ class Span:
     worker: str = ""
     thread: int = 0
 
+    def part(self, begin: float, end: float) -> Span:
+        """A part of it, as shares of the whole."""
+        took = self.ended - self.started
+        return replace(self, started=self.started + begin * took, ended=self.started + end * took)
+
 
 @dataclass(slots=True)
 class Discovery:
@@ -386,6 +396,31 @@ class Measure:
     items: Packed | None = None
     nbytes: int = 0
 
+    def divided(self, counts: Sequence[int]) -> list[Measure]:
+        """The same for several units that were expanded as one, so many sources of each.
+
+        The first stands for the task run that all of them were.
+        """
+        total, values = len(self.ends), self.values.value()
+        items = None if self.items is None else self.items.value()
+        measures, at = [], 0
+        for count in counts:
+            part, share = slice(at, at + count), count / total
+            measures.append(
+                Measure(
+                    self.ends[part],
+                    Packed.of(values[part]),
+                    self.parse_s * share,
+                    self.inline_s * share,
+                    self.recorded and at == 0,
+                    self.span.part(at / total, (at + count) / total),
+                    None if items is None else Packed.of(items[part]),
+                    int(self.nbytes * share),
+                )
+            )
+            at += count
+        return measures
+
 
 @dataclass(slots=True)
 class Expansion:
@@ -443,6 +478,13 @@ class BatchResult:
     span: Span
     discoveries: list[Discovery] = field(default_factory=list)
     parts: Parts | None = None
+
+
+@dataclass(slots=True)
+class Together:
+    """The answers of units that went together, in their order."""
+
+    answers: Sequence[Measure | BatchResult]
 
 
 @dataclass(slots=True)

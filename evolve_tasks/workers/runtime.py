@@ -136,6 +136,12 @@ class Runtime:
         self._mark(call.source, call.part.start)
         return self._in_context(self._process, call, items)
 
+    def process_together(
+        self, given: Sequence[tuple[ProcessCall, Sequence[Any]]]
+    ) -> list[BatchResult]:
+        """Run the last stage on the items of several units, one after the other."""
+        return self._in_context(self._process_together, given)
+
     def extra(self, call: CollectCall | CombineCall) -> Collected | Combined:
         """Do what was asked for beside the stages."""
         return self.collect(call) if isinstance(call, CollectCall) else self.combine(call)
@@ -377,8 +383,28 @@ class Runtime:
             worked_s,
             span,
             discoveries,
-            self._parts(call.source, ended, start, discoveries, call.recording.unit),
+            self._parts(
+                call.source,
+                ended,
+                start,
+                discoveries,
+                call.recording.unit or call.recording.within,
+            ),
         )
+
+    def _process_together(
+        self, given: Sequence[tuple[ProcessCall, Sequence[Any]]]
+    ) -> list[BatchResult]:
+        (first, _), (last, _) = given[0], given[-1]
+        bound, run_id = self._bound[first.stage], first.recording.unit
+        name = f"{bound.stage.name}[{first.label} … {last.label}]"
+
+        def body() -> list[BatchResult]:
+            return [self._process(_within(call, run_id), items) for call, items in given]
+
+        results = self._as_unit(bound, first.recording, name, body)()
+        results[0].unit_recorded = run_id is not None and bound.task is not None
+        return results
 
     def _collect(self, call: CollectCall) -> Collected:
         bound = self._collects[call.stage]
@@ -575,6 +601,13 @@ class Runtime:
 def _tracked_alone(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
     with tracking_alone():
         return function(*arguments, **keywords)
+
+
+def _within(call: ProcessCall, run_id: UUID | None) -> ProcessCall:
+    """The same, as part of a task run that is open."""
+    if call.recording.each:
+        return call
+    return replace(call, recording=replace(call.recording, unit=None, within=run_id))
 
 
 def _in_passing(call: ExpandCall) -> Recording:

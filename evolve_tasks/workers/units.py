@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +19,12 @@ from evolve_tasks.workers.calls import (
     Part,
     ProcessCall,
     Slice,
+    SourceCall,
+    Together,
 )
 from evolve_tasks.workers.ended import ended_before, kept_before, mark_ended
 from evolve_tasks.workers.plugin import runtime_of
+from evolve_tasks.workers.transport import Unpacked
 
 
 def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -> Expansion:
@@ -47,6 +51,52 @@ def _alone(call: ExpandCall, offsets: list[int]) -> ExpandCall:
         for offset, source in enumerate(call.sources)
     )
     return replace(call, sources=sources, stream=None, inline=0)
+
+
+def expand_together(
+    run: str, calls: Sequence[tuple[ExpandCall, int]], *found: Expansion | Slice
+) -> Expansion:
+    """Run an expanding stage for several units as if they were one.
+
+    Args:
+        run: the run.
+        calls: each with the place of its list among those that were found; below 0 where what it
+            expands comes along.
+        found: the lists.
+    """
+    items: list[Any] = []
+    sources: list[SourceCall] = []
+    for call, place in calls:
+        given = call.items.value()
+        if call.part is not None:
+            given = taken(found[place], call.part)
+        items += given
+        sources += call.sources
+    first, inline = calls[0][0], min(call.inline for call, _ in calls)
+    return expand(
+        run,
+        replace(first, sources=tuple(sources), items=Unpacked(items), part=None, inline=inline),
+    )
+
+
+def measure_together(expansion: Expansion, counts: Sequence[int]) -> Together:
+    """Tell the flow how many items there are, for each of several units that were as one."""
+    return Together(expansion.measure.divided(counts))
+
+
+def process_together(
+    run: str, calls: Sequence[tuple[ProcessCall, int]], *found: Expansion | Slice
+) -> Together:
+    """Run the last stage on what several units take from what was found, or on what comes along.
+
+    Args:
+        run: the run.
+        calls: each with the place of its list among those that were found; below 0 where its
+            items come along.
+        found: the lists.
+    """
+    given = [(call, _items(call, found[place] if place >= 0 else None)) for call, place in calls]
+    return Together(runtime_of(run, calls[0][0].crashes).process_together(given))
 
 
 def collect(run: str, call: CollectCall) -> Collected:
@@ -87,9 +137,11 @@ def taken(found: Expansion | Slice, part: Part) -> Any:
 
 def process(run: str, call: ProcessCall, found: Expansion | Slice | None = None) -> BatchResult:
     """Run the last stage on items that come along, or on a part of what was found."""
+    return runtime_of(run, call.crashes).process(call, _items(call, found))
+
+
+def _items(call: ProcessCall, found: Expansion | Slice | None) -> Any:
     if call.items is not None:
-        items = call.items.value()
-    else:
-        assert found is not None, "they come along, or from another task"
-        items = taken(found, call.part)
-    return runtime_of(run, call.crashes).process(call, items)
+        return call.items.value()
+    assert found is not None, "they come along, or from another task"
+    return taken(found, call.part)

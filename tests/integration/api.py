@@ -15,15 +15,23 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.client.schemas.sorting import TaskRunSort
 
+PAGE = 200  # the server's limit
+
 
 def task_runs(flow_run_id: UUID) -> list[TaskRun]:
-    """All task runs of a flow run, up to Prefect's limit for one page."""
+    """All task runs of a flow run."""
+    found: list[TaskRun] = []
     with get_client(sync_client=True) as client:
-        return client.read_task_runs(
+        while page := client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
             sort=TaskRunSort.ID_DESC,
-            limit=200,
-        )
+            offset=len(found),
+            limit=PAGE,
+        ):
+            found += page
+            if len(page) < PAGE:
+                break
+    return found
 
 
 def artifacts(flow_run_id: UUID, kind: str) -> list[Artifact]:

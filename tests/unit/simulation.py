@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
@@ -179,7 +179,7 @@ def program_of(random: Random, stages: int | None = None) -> Program:
     adopts = stages is None and random.random() < 0.06
     # Where the number of stages is given, results are put together by one position in a source.
     single = adopts or stages is not None
-    leads = 0.0 if single else random.choice((0, 0, 0, 0, 0.1, 0.5))
+    leads = 0.0 if single else random.choice((0, 0, 0, 0.1, 0.5, 0.9))
     repeats = 0.0 if single else random.choice((0, 0, 0, 0.3))
     stages = stages or (2 if adopts else random.choice((2, 2, 2, 2, 3, 3, 4)))
     sources = random.choice((0, 1, 2, *(random.randint(3, 30) for _ in range(7))))
@@ -405,6 +405,8 @@ class Simulation:
         self._to_follow: list[tuple[Follow, _Held]] = []
         self.followed = 0
         self._beside_a_pull = False  # what began last, in a window without room
+        self._party: tuple[int, int, int] | None = None  # to which more may come: rule 11
+        self.went_together = 0
         self._salt = self.random.random()
         self.deaths: Counter[tuple[int, ...]] = Counter()  # by who is guilty
 
@@ -1172,8 +1174,16 @@ class Simulation:
 
     def _in_flight(self, arriving: int = 0) -> tuple[int, int]:
         """What the window bounds: items, and units."""
-        units = len(self._units) + bool(self._pulling) + bool(arriving)
-        return self._flying + arriving, units
+        units = len(self._firsts(self._units.values()))
+        return self._flying + arriving, units + bool(self._pulling) + bool(arriving)
+
+    def _firsts(self, actions: Iterable[Action]) -> set[int]:
+        """Units that stand for themselves, and for those that go together with them."""
+        return {
+            one.unit if isinstance(one, Extra) or one.beside < 0 else one.beside
+            for one in actions
+            if isinstance(one, Expand | Process | Extra)
+        }
 
     @property
     def _bounds(self) -> tuple[int, int]:
@@ -1248,8 +1258,8 @@ class Simulation:
 
     def _expansions(self) -> int:
         """Units that expand, or are going to."""
-        expanding = sum(isinstance(action, Expand) for action in self._units.values())
-        return expanding + bool(self._pulling)
+        expanding = [action for action in self._units.values() if isinstance(action, Expand)]
+        return len(self._firsts(expanding)) + bool(self._pulling)
 
     def _most_expansions(self) -> int:
         """Units that may expand at a time, by what waits (rule 4)."""
@@ -1308,6 +1318,10 @@ class Simulation:
             self._arriving = 0
         for action in actions:
             beside = bool(self._units) and not self._busy()
+            if isinstance(action, Process | Expand) and action.beside >= 0:
+                self._look_at_one_more(action)
+                continue
+            self._look_whether_more_go_along()
             match action:
                 case Extra():
                     self._look_at_extra(action)
@@ -1353,6 +1367,7 @@ class Simulation:
             ):
                 if now > max(bound, before) and self._alone is None and not beside:
                     self._broken(f"{action} makes {self._in_flight()} in flight of {self._bounds}")
+        self._look_whether_more_go_along()
         if self._arriving:
             self._broken("sources arrived and their expansion does not begin")
         if self._due:
@@ -1472,7 +1487,7 @@ class Simulation:
             self._broken(f"{action} without new sources")
         start = len(self._sources) - self._arriving
         inline = self._inline_of(0)
-        if action[1:] != (0, start, -1, 0, start, len(self._sources), inline, 0):
+        if action[1:] != (0, start, -1, 0, start, len(self._sources), inline, 0, -1):
             self._broken(f"{action} is not that of sources {start} on, {inline} items inline")
         self._arriving = 0
         self._begin_unit(action)
@@ -1604,11 +1619,15 @@ class Simulation:
         inline = 0 if items.crashes else self._inline_of(deepest)
         first = items.todo[0]
         place = (items.source, *items.key, first)
-        if action[2:6] != place or action[7:] != (inline, items.crashes):
+        if action[2:6] != place or action[7:] != (inline, items.crashes, -1):
             self._broken(f"{action} is not the next: that is {place}, {inline} items inline")
         size = action.stop - action.start
         most = min(self._group(deepest, self._waiting[deepest]), self._room())
         self._look_at_group(action, deepest, size, min(most, len(items.run(items.size))))
+        if deepest not in self.program.streaming and self._goes_together(items):
+            while most > size and not self._fits(deepest, most):
+                most -= 1
+            self._party = action.unit, deepest, most - size
         self._submit(items, size)
         self._begin_unit(action)
 
@@ -1629,10 +1648,50 @@ class Simulation:
             self._broken(f"{action} where there is no room")
         if self._enough():
             self._broken(f"{action} beside {self._processing}, which is enough for each thread")
+        mean_s = self._durations[self._last].mean_s
+        if mean_s is not None and self._goes_together(items):
+            waiting, threads = self._waiting[self._last], self._window.threads
+            most = min(unit_size(mean_s, waiting, threads, self._ceiling()), self._room())
+            self._party = action.unit, self._last, most - size
         self._submit(items, size)
         self._begin_unit(action)
         self._processing += 1
         self._overtaking = 0
+
+    def _goes_together(self, items: _Items) -> bool:
+        """Whether a unit of a list may be one of several (rule 11)."""
+        return items.depth > 0 and not items.crashes and self.program.batch is None
+
+    def _one_more(self) -> _Items | None:
+        """The list that goes together with the unit that began last, if one does."""
+        if self._party is None:
+            return None
+        _, stage, most = self._party
+        items = next(iter(self._queues[stage]), None)
+        if items is None or not self._goes_together(items):
+            return None
+        return items if len(items.run(items.size)) <= most else None
+
+    def _look_at_one_more(self, action: Expand | Process) -> None:
+        items = self._one_more()
+        if items is None or self._party is None:
+            self._broken(f"{action} goes together with others, and must not")
+        first, stage, most = self._party
+        run = items.run(items.size)
+        inline = (self._inline_of(stage),) if isinstance(action, Expand) else ()
+        place = (stage, items.source, *items.key, run[0], run[-1] + 1, *inline, 0, first)
+        if action[1:] != place:
+            self._broken(f"{action} is not the next that goes along: that is {place}")
+        self.went_together += 1
+        self._party = first, stage, most - len(run)
+        self._submit(items, len(run))
+        self._begin_unit(action)
+        self._processing += isinstance(action, Process)
+
+    def _look_whether_more_go_along(self) -> None:
+        if (items := self._one_more()) is not None:
+            self._broken(f"{items.key} does not go together with what began last")
+        self._party = None
 
     def _batch_of(self, items: _Items) -> int:
         left = len(items.run(items.size))
@@ -1659,6 +1718,8 @@ class Simulation:
         self._flying += 1 if isinstance(action, Extra) else action.stop - action.start
         if isinstance(action, Expand):
             self._expanding[action.stage] += action.stop - action.start
+            if action.beside >= 0:
+                return  # it takes its turn with the first
             turn = self._expansions() - bool(self._pulling) <= AHEAD * self._busy_threads()
             if (self.core.turn(action.unit) is not Turn.BEHIND) != turn:
                 self._broken(f"{action} {'does not take' if turn else 'takes'} its turn")

@@ -1227,3 +1227,71 @@ def test_a_share_is_judged_at_the_end_where_the_last_stage_leads_on(leads_on: bo
     found = Further(1, Found(5), 0, 1)
     core.processed(items[2], further=[found])
     assert (core.stopped is None) == leads_on
+
+
+def finds(*sizes: int, stage: int = 1) -> list[Further]:
+    """One list of each size, found by the items of a batch."""
+    return [Further(stage, Found(size)) for size in sizes]
+
+
+def with_brief_items(units: int, *, in_flight: int | None = None) -> Core:
+    """A run of which one item has ended, that took no time, and one more is in flight."""
+    core = evolution(in_flight=in_flight, units=units, batch=None, sources_known=1)
+    core.begin()
+    core.sources_arrived(1, ended=True)
+    core.expanded(0, [Found(2)])
+    core.processed(1, seconds=1e-5)
+    return core
+
+
+def beside(actions: list[Action]) -> list[tuple[int, int, int]]:
+    """Unit, number of items, and with which one it goes."""
+    return [
+        (one.unit, one.stop - one.start, one.beside)
+        for one in actions
+        if isinstance(one, Process | Expand)
+    ]
+
+
+def test_short_lists_that_were_found_take_one_place_together() -> None:
+    core = with_brief_items(units=1)
+    assert beside(core.processed(2, seconds=1e-5, further=finds(1, 2, 1))) == [
+        (3, 1, -1),
+        (4, 2, 3),
+        (5, 1, 3),
+    ]
+    # Whichever ends first, the place is free when the last one has ended.
+    assert beside(core.processed(3, seconds=1e-5, further=finds(1, 1))) == []
+    assert beside(core.processed(5, seconds=1e-5)) == []
+    assert beside(core.processed(4, seconds=1e-5)) == [(6, 1, -1), (7, 1, 6)]
+
+
+def test_no_more_goes_together_than_a_unit_should_have() -> None:
+    core = with_brief_items(units=1, in_flight=8)
+    # What was found last goes first. Four items are half of the window, and there would be five.
+    found = core.processed(2, seconds=1e-5, further=finds(1, 3, 1, 1))
+    assert beside(found) == [(3, 1, -1), (4, 1, 3)]
+
+
+def test_a_size_that_was_given_is_that_of_one_list() -> None:
+    core = evolution(in_flight=None, units=2, batch=4)
+    with_items(core, 1)
+    found = core.processed(1, seconds=1e-5, further=finds(1, 1))
+    assert beside(found) == [(2, 1, -1), (3, 1, -1)]
+
+
+def test_what_a_worker_died_with_goes_alone() -> None:
+    core = with_brief_items(units=1)
+    core.processed(2, seconds=1e-5, further=finds(1, 1))
+    # Nobody knows which of them it was: each runs again, in a place of its own.
+    assert beside(core.crashed(3)) == []
+    again = beside(core.crashed(4))
+    assert [with_which for _, _, with_which in again] == [-1]
+
+
+def test_found_sources_go_together_as_well() -> None:
+    core = with_brief_items(units=1)
+    found = finds(1, 1, 1, stage=0)
+    assert beside(core.processed(2, seconds=1e-5, further=found)) == [(3, 1, -1)]
+    # Nobody knew how long that takes; now somebody does.
+    assert beside(core.expanded(3, [Found(0)], seconds=1e-5)) == [(4, 1, -1), (5, 1, 4)]

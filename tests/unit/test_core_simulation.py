@@ -126,6 +126,7 @@ def test_the_seeds_reach_all_that_may_happen() -> None:
         seen["items found again"] += simulation.repeated > 0
         seen["lists forgotten before their unit ended"] += simulation.forgotten > 0
         seen["inner items told of"] += simulation.told > 0
+        seen["short lists that go together"] += simulation.went_together > 0
         seen["limited by max_items"] += simulation.core.limited is not None
         seen["too deep"] += simulation.core.too_deep > 0
         above = (program.batch or 0) > (program.window.in_flight or 10**6)
@@ -197,6 +198,7 @@ EXPECTED = (
     *("gave", "add_extra", "extra_ended", "pause", "resume", "waited"),
     *("items that found more", "items found again", "limited by max_items", "too deep"),
     *("lists forgotten before their unit ended", "inner items told of"),
+    "short lists that go together",
     *(
         "crashed",
         "given up",

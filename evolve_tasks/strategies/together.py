@@ -1,0 +1,66 @@
+"""Units of short lists that go together: one Dask task, and an answer for each of them.
+
+An item that leads to others mostly leads to a few. A Dask task costs milliseconds, and working on
+such a list less than one: so the core lets several go together, and they take one way there and
+back. Each is still a unit of its own for the core, the journal and the failures.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from evolve_tasks.answers import Answer, Lost
+from evolve_tasks.core.actions import Action, Expand, Process
+from evolve_tasks.sending import Sending
+from evolve_tasks.workers.calls import ExpandCall, ProcessCall, Together
+
+
+class Member(NamedTuple):
+    """One of the units that go together, and what is sent for it."""
+
+    action: Expand | Process
+    call: ExpandCall | ProcessCall
+
+
+def gone_along(todo: deque[Action], first: Expand | Process) -> list[Expand | Process]:
+    """Take those actions that come next and go together with the first; that one with them."""
+    together = [first]
+    while todo and isinstance(one := todo[0], Expand | Process) and one.beside == first.unit:
+        together.append(one)
+        todo.popleft()
+    return together
+
+
+def parties(sending: Sending, actions: Sequence[Expand | Process]) -> list[list[Member]]:
+    """What to send for units that go together.
+
+    They share the task run of the first, if that is one. Where its items are task runs of their
+    own and those of others are not, these go together without it.
+    """
+    found: list[list[Member]] = []
+    for action in actions:
+        first = found[-1][0].call.recording if found else None
+        call: ExpandCall | ProcessCall
+        if isinstance(action, Process):
+            call = sending.process(action, first)
+        else:
+            call = sending.inner(action, first)
+        if first is None or call.recording.each != first.each:
+            found.append([])
+        found[-1].append(Member(action, call))
+    return found
+
+
+def apart(party: Sequence[Member], answer: Answer) -> list[Answer | None]:
+    """The answers of those that went together.
+
+    Returns:
+        One for each; `None` for one that has to go alone to be answered: nobody knows whose fault
+        it is that all of them failed.
+    """
+    if isinstance(answer, Together):
+        return list(answer.answers)
+    assert isinstance(answer, Lost), f"units that went together were answered with {answer}"
+    return [answer if answer.crashed else None for _ in party]
