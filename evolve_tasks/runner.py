@@ -19,7 +19,6 @@ from prefect.client.schemas.objects import RunInput
 from prefect.context import AssetContext, FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.context import get_current_settings
 from prefect.tasks import MaterializingTask, Task
@@ -375,6 +374,9 @@ class EvolveTaskRunner(DaskTaskRunner):
         if self._ephemeral:
             # The engine has one running by now; this finds it, and everything that is done in
             # the flow from here on names it, on workers too.
+            # Where there is a server nobody needs one: importing it takes seconds.
+            from prefect.server.api.server import SubprocessASGIServer
+
             server = SubprocessASGIServer()
             server.start()
             self._exit_stack.enter_context(

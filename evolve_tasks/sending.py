@@ -192,7 +192,7 @@ class Sending:
         if action.parent >= 0:
             upstream = self.under_way.parent_run(action)
         if first is not None and not first.each:
-            recording = Recording(within=first.unit, upstream=upstream)
+            recording = Recording(within=first.unit if is_task else None, upstream=upstream)
         else:
             size, expected = action.stop - action.start, self.core.expected_items
             each = self.ledger.each_item(size, is_task, expected)

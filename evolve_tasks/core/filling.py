@@ -52,7 +52,8 @@ Rules, in the order in which they are looked at:
     depend on what ends first.
 11. What the last stage finds are many short lists: an item leads to a few others. A unit of such a
     list that is not as large as it should be takes the next ones along (`beside`), where they fit
-    as a whole and no worker has died with them. Together they take one place of `units`.
+    as a whole and no worker has died with them. Together they take one place of `units`. Their
+    items count as if each took `ALONG_S` at least.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ FEW = 2
 # Sources in one unit at the most: their names and results still make a readable, small answer.
 LARGEST_GROUP = 1_000
 
+
+# What each of several lists that go together costs, beside its items: seconds.
+ALONG_S = 0.0005
 
 # What the groups of all threads may have together, over what has been expanded so far; `AHEAD`
 # times as much may be in flight.
@@ -272,7 +276,8 @@ class Filling(OpenTree):
         start, stop = entry.todo[0]
         if self._batch is None:
             threads, ceiling = self._window.threads, self._ceiling()
-            size = unit_size(item_s, self._waits[self._last], threads, ceiling)
+            each_s = item_s if item_s is None or not entry.depth else max(item_s, ALONG_S)
+            size = unit_size(each_s, self._waits[self._last], threads, ceiling)
         else:
             size = self._largest_batch()
         most = min(size, room)

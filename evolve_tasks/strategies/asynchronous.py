@@ -37,7 +37,7 @@ from evolve_tasks.strategies.submitting import (
     abandon,
     chunk_feed,
 )
-from evolve_tasks.strategies.together import Member, apart, gone_along, parties
+from evolve_tasks.strategies.together import Member, apart, by_itself, gone_along, parties
 from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall
 from evolve_tasks.workers.nested import PROBING_S
 from evolve_tasks.workers.streaming import Chunk
@@ -217,7 +217,7 @@ class _Sources:
         for member, one in zip(party, apart(party, answer), strict=True):
             if one is None:
                 self._submitter.release(member.action.unit)
-                self._start(self._alone(*member))
+                self._start(self._alone(*by_itself(self._run.sending, member)))
             elif isinstance(member.action, Expand):
                 self._start(self._grant(member.action, one))
             else:

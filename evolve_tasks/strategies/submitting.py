@@ -24,7 +24,7 @@ from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
 from evolve_tasks.stages import Stage
 from evolve_tasks.strategies.serving import Serving, address_of
-from evolve_tasks.strategies.together import Member, apart, parties
+from evolve_tasks.strategies.together import Member, apart, by_itself, parties
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (
     CollectCall,
@@ -213,33 +213,37 @@ class Submitter:
         first = party[0].action
         expands, stage = isinstance(first, Expand), self._stages[first.stage]
         calls: list[tuple[ExpandCall | ProcessCall, int]] = []
-        lists: dict[Any, Future[Any]] = {}  # by key: several units take from the same
+        lists: dict[Any, tuple[int, Future[Any]]] = {}  # by key: several units take from the same
         for action, call in party:
             if isinstance(action, Process) and isinstance(call, ProcessCall):
                 call = self._given_back_to(action, call)
             sent, found = self._with_list(action.unit, action.parent, call)
-            lists |= {one.key: one for one in found}
-            calls.append((sent, list(lists).index(found[0].key) if found else -1))
+            place = -1
+            for one in found:
+                place, _ = lists.setdefault(one.key, (len(lists), one))
+            calls.append((sent, place))
         future = self._submit(
             stage,
             first.unit,
             units.expand_together if expands else units.process_together,
             self._run,
             calls,
-            *lists.values(),
+            *(one for _, one in lists.values()),
             priority=TURNS[turn] if expands else PROCESS,
             together=len(party),
         )
         if not expands:
             return future
         counts: list[int] = []
+        at = 0
         for action, call in party:
             assert isinstance(call, ExpandCall), "all of them expand"
             self._marked |= call.inline > 0
             # Each lets go of its own, and the task's lists are there until the last one does.
             self._expansions[action.unit] = Future(future.key, self.client)
             self._calls[action.unit] = call, action.parent
-            self._firsts[action.unit] = sum(counts)
+            self._firsts[action.unit] = at
+            at += len(call.sources)
             counts.append(len(call.sources))
         return self.client.submit(
             units.measure_together,
@@ -341,8 +345,8 @@ class Submitter:
 
     def measured(self, unit: int, measure: Measure) -> None:
         """Note how much stays on the workers."""
-        left = sum(end.size - end.ended for end in measure.ends)
-        self._sizes[unit] = left, measure.nbytes
+        left = measure.left
+        self._sizes[unit] = left + measure.beside, measure.nbytes
         if self._calls[unit][0].stream is not None and left:
             self._marked = True
             kept = [offset for offset, end in enumerate(measure.ends) if not end.given]
@@ -650,7 +654,7 @@ class FutureCarrier:
         for member, one in zip(party, apart(party, answer), strict=True):
             if one is None:
                 self.submitter.release(member.action.unit)
-                self._alone(*member)
+                self._alone(*by_itself(self._run.sending, member))
             else:
                 yield member.action.unit, one
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from evolve_tasks.answers import Answer, Lost
 from evolve_tasks.core.actions import Action, Expand, Process
 from evolve_tasks.sending import Sending
-from evolve_tasks.workers.calls import ExpandCall, ProcessCall, Together
+from evolve_tasks.workers.calls import ExpandCall, ProcessCall, Recording, Together
 
 
 class Member(NamedTuple):
@@ -36,8 +36,8 @@ def gone_along(todo: deque[Action], first: Expand | Process) -> list[Expand | Pr
 def parties(sending: Sending, actions: Sequence[Expand | Process]) -> list[list[Member]]:
     """What to send for units that go together.
 
-    They share the task run of the first, if that is one. Where its items are task runs of their
-    own and those of others are not, these go together without it.
+    They share the task run of the first, if that is one. Where items are task runs of their own
+    those that are not go together without them; and what is expanded is what one run has led to.
     """
     found: list[list[Member]] = []
     for action in actions:
@@ -47,10 +47,27 @@ def parties(sending: Sending, actions: Sequence[Expand | Process]) -> list[list[
             call = sending.process(action, first)
         else:
             call = sending.inner(action, first)
-        if first is None or call.recording.each != first.each:
+        if first is None or not _like(call, first):
             found.append([])
         found[-1].append(Member(action, call))
     return found
+
+
+def _like(call: ExpandCall | ProcessCall, first: Recording) -> bool:
+    """Whether Prefect can see a unit as it does the first one."""
+    one = call.recording
+    led_by_another = isinstance(call, ExpandCall) and one.upstream != first.upstream
+    return one.each == first.each and not (one.each and led_by_another)
+
+
+def by_itself(sending: Sending, member: Member) -> Member:
+    """The same unit, to be sent alone: what it was part of has failed, or has never begun."""
+    action, call = member
+    if call.recording.each:
+        return member
+    if isinstance(action, Process):
+        return Member(action, sending.process(action))
+    return Member(action, sending.inner(action))
 
 
 def apart(party: Sequence[Member], answer: Answer) -> list[Answer | None]:

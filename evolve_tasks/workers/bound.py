@@ -213,7 +213,8 @@ class UnitContext:
             return self
         # The user's code may ask for its run: it is told of the one that gets its logs.
         context = TaskRunContext.get()
-        if context is not None and context.task_run.id == self._recording.unit:
+        whole = self._recording.unit or self._recording.within
+        if context is not None and context.task_run.id == whole:
             # What such a task calls stores results only where it does so itself, as anywhere.
             context = context.model_copy(update={"persist_result": False})
         else:

@@ -384,7 +384,9 @@ class Measure:
         inline_s: seconds that the items took.
         recorded: the unit was a task run.
         span: when and where it ran.
-        nbytes: what its lists take in the worker's memory, about.
+        nbytes: what its lists take in the worker's memory, about; with those of units with which
+            it went together.
+        beside: items that those have left.
     """
 
     ends: list[SourceEnd]
@@ -395,29 +397,35 @@ class Measure:
     span: Span
     items: Packed | None = None
     nbytes: int = 0
+    beside: int = 0
+
+    @property
+    def left(self) -> int:
+        """Items that have not ended."""
+        return sum(end.size - end.ended for end in self.ends)
 
     def divided(self, counts: Sequence[int]) -> list[Measure]:
         """The same for several units that were expanded as one, so many sources of each.
 
         The first stands for the task run that all of them were.
         """
-        total, values = len(self.ends), self.values.value()
+        total, values, left = len(self.ends), self.values.value(), self.left
         items = None if self.items is None else self.items.value()
         measures, at = [], 0
         for count in counts:
             part, share = slice(at, at + count), count / total
-            measures.append(
-                Measure(
-                    self.ends[part],
-                    Packed.of(values[part]),
-                    self.parse_s * share,
-                    self.inline_s * share,
-                    self.recorded and at == 0,
-                    self.span.part(at / total, (at + count) / total),
-                    None if items is None else Packed.of(items[part]),
-                    int(self.nbytes * share),
-                )
+            measure = Measure(
+                self.ends[part],
+                Packed.of(values[part]),
+                self.parse_s * share,
+                self.inline_s * share,
+                self.recorded and at == 0,
+                self.span.part(at / total, (at + count) / total),
+                None if items is None else Packed.of(items[part]),
+                self.nbytes,
             )
+            measure.beside = left - measure.left
+            measures.append(measure)
             at += count
         return measures
 

@@ -344,26 +344,37 @@ class Runtime:
         return packed
 
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
-        bound, start = self._bound[call.stage], call.part.start
-        span = self._begin()
-        if len(items) == 1:
-            label = self._label(call.source, start, items[0])
-        else:
-            label = f"{call.source.label} {start}-{call.part.stop - 1}"
-        name = f"{bound.stage.name}[{label}]"
-
-        def body(call: ProcessCall) -> tuple[list[Ran], float]:
-            log_run_id = call.recording.unit or call.recording.upstream or call.source.run_id
-            with UnitContext(bound, call.recording, log_run_id, name) as unit:
-                begun = time.perf_counter()
-                ended = self._work_on(bound, unit, call.source, items, start)
-                worked_s = time.perf_counter() - begun
-                # A result may kill the process when it is pickled, and it need not be the last.
-                self._mark(call.source, packing(start))
-                return ended, worked_s
-
-        ended, worked_s = self._as_unit(bound, call.recording, name, body)(call)
+        bound, span = self._bound[call.stage], self._begin()
+        name = f"{bound.stage.name}[{self._batch_label(call, items)}]"
+        ended, worked_s = self._as_unit(bound, call.recording, name, self._batch)(call, items)
         span.ended = time.time()
+        return self._batch_result(call, items, ended, worked_s, span)
+
+    def _batch_label(self, call: ProcessCall, items: Sequence[Any]) -> str:
+        if len(items) == 1:
+            return self._label(call.source, call.part.start, items[0])
+        return f"{call.label}-{call.part.stop - 1}"
+
+    def _batch(self, call: ProcessCall, items: Sequence[Any]) -> tuple[list[Ran], float]:
+        bound, recording = self._bound[call.stage], call.recording
+        log_run_id = recording.unit or recording.upstream or call.source.run_id
+        name = f"{bound.stage.name}[{self._batch_label(call, items)}]"
+        with UnitContext(bound, recording, log_run_id, name) as unit:
+            begun = time.perf_counter()
+            ended = self._work_on(bound, unit, call.source, items, call.part.start)
+            return ended, time.perf_counter() - begun
+
+    def _batch_result(
+        self,
+        call: ProcessCall,
+        items: Sequence[Any],
+        ended: list[Ran],
+        worked_s: float,
+        span: Span,
+    ) -> BatchResult:
+        bound, start = self._bound[call.stage], call.part.start
+        # A result may kill the process when it is pickled, and it need not be the last.
+        self._mark(call.source, packing(start))
         discoveries = self._discoveries(ended, start)
         failures, recorded = self._failures(
             bound,
@@ -397,14 +408,27 @@ class Runtime:
     ) -> list[BatchResult]:
         (first, _), (last, _) = given[0], given[-1]
         bound, run_id = self._bound[first.stage], first.recording.unit
+
+        def body() -> list[tuple[list[Ran], float, Span]]:
+            ran: list[tuple[list[Ran], float, Span]] = []
+            failed = False
+            for call, items in given:
+                span, ended, worked_s = self._begin(), list[Ran](), 0.0
+                if not failed:
+                    ended, worked_s = self._batch(_within(call, run_id), items)
+                span.ended = time.time()
+                failed = failed or (
+                    self.spec.fail_fast and any(one.error is not None for one in ended)
+                )
+                ran.append((ended, worked_s, span))
+            return ran
+
         name = f"{bound.stage.name}[{first.label} … {last.label}]"
-
-        def body() -> list[BatchResult]:
-            return [self._process(_within(call, run_id), items) for call, items in given]
-
-        results = self._as_unit(bound, first.recording, name, body)()
-        results[0].unit_recorded = run_id is not None and bound.task is not None
-        return results
+        ran = self._as_unit(bound, first.recording, name, body)()
+        return [
+            self._batch_result(call, items, *one)
+            for (call, items), one in zip(given, ran, strict=True)
+        ]
 
     def _collect(self, call: CollectCall) -> Collected:
         bound = self._collects[call.stage]

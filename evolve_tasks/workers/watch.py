@@ -66,8 +66,8 @@ def watch_name(run: str) -> str:
 
 
 def _is_child(key: Any) -> bool:
-    """Whether a nested source has submitted a task: its place in the list is part of its key."""
-    return len(key) > 2
+    """Whether a nested source has submitted a task: list and place there are part of its key."""
+    return len(key) > 3
 
 
 def _expected_s(task: TaskState, *, is_item: bool) -> float:

@@ -53,7 +53,7 @@ from evolve_tasks.core.batching import MEMORY, Durations, inline_items, unit_siz
 from evolve_tasks.core.budget import Bounded, FailFast, FailureBudget, Finish, Ignore
 from evolve_tasks.core.evolution import Evolution
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
-from evolve_tasks.core.filling import AHEAD, FEW, GROWTH, LARGEST_GROUP
+from evolve_tasks.core.filling import AHEAD, ALONG_S, FEW, GROWTH, LARGEST_GROUP
 from evolve_tasks.core.open_tree import LARGEST_UNIT
 from evolve_tasks.core.suspects import MOST_DEATHS, Suspect, divided, parts
 from evolve_tasks.core.window import Window
@@ -1651,7 +1651,8 @@ class Simulation:
         mean_s = self._durations[self._last].mean_s
         if mean_s is not None and self._goes_together(items):
             waiting, threads = self._waiting[self._last], self._window.threads
-            most = min(unit_size(mean_s, waiting, threads, self._ceiling()), self._room())
+            each_s = max(mean_s, ALONG_S)
+            most = min(unit_size(each_s, waiting, threads, self._ceiling()), self._room())
             self._party = action.unit, self._last, most - size
         self._submit(items, size)
         self._begin_unit(action)
@@ -1697,6 +1698,8 @@ class Simulation:
         left = len(items.run(items.size))
         if self.program.batch is None:
             mean_s, threads = self._durations[self._last].mean_s, self._window.threads
+            if mean_s is not None and items.depth:
+                mean_s = max(mean_s, ALONG_S)
             waiting = self._waiting[self._last]
             return min(left, unit_size(mean_s, waiting, threads, self._ceiling()))
         return min(left, self.program.batch, self._window.in_flight or left)
