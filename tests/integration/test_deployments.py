@@ -31,6 +31,7 @@ from tests.integration.waiting import until
 pytestmark = pytest.mark.cluster
 
 DEADLINE_S = 120
+INTERVAL_S = 120  # so long that the second run is not due before the first was seen
 PAUSE_S = 0.3  # between two questions to a server that has other things to do
 POOL = "evolve-process"
 
@@ -155,8 +156,7 @@ def set_off(deployment_id: UUID, parameters: dict[str, Any]) -> FlowRun:
 
     first = datetime.now(UTC) + timedelta(seconds=3)
     schedule = {
-        # Long enough that the second is not due before the first was seen.
-        "schedule": {"interval": 120, "anchor_date": first.isoformat()},
+        "schedule": {"interval": INTERVAL_S, "anchor_date": first.isoformat()},
         "max_scheduled_runs": 1,
         "parameters": parameters,
     }
@@ -168,7 +168,8 @@ def set_off(deployment_id: UUID, parameters: dict[str, Any]) -> FlowRun:
             path_params={"id": deployment_id},
             json=[schedule],
         ).json()
-        until(begun, "a scheduled run begins", DEADLINE_S, PAUSE_S)
+        # Where the server is so busy that the first is past when it hears of it, it is the second.
+        until(begun, "a scheduled run begins", INTERVAL_S + DEADLINE_S, PAUSE_S)
         client.delete_deployment_schedule(deployment_id, UUID(made[0]["id"]))
     (run,) = begun()
     return run
