@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import distributed
 from distributed import Client
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TagsContext
 from prefect.logging import get_run_logger
 from prefect.results import get_result_store
 from prefect.settings.context import get_current_settings
@@ -29,6 +30,7 @@ from evolve_tasks.monitoring.glimpsing import glimpsing
 from evolve_tasks.monitoring.progress_lines import told_in_lines
 from evolve_tasks.monitoring.shown import Shown
 from evolve_tasks.monitoring.steering import Variable, in_flight_now, steered
+from evolve_tasks.monitoring.tag_limits import unlimited_tags
 from evolve_tasks.monitoring.terminal import showing, terminal
 from evolve_tasks.naming import short_repr
 from evolve_tasks.opened import Opened, flow_run_id
@@ -78,6 +80,7 @@ class Call:
     fingerprint: Callable[[Any], Any] | None = None
     label: Callable[[Any], Any] | None = None
     key: Callable[[Any], Any] | None = None
+    iterates: bool = False  # a loop takes each result as it comes
     collecting: Collecting | None = None
     reducing: Reducing | None = None
     journal: str | None = None  # its name
@@ -101,11 +104,13 @@ class Call:
                     f"{name}= gives what it makes to the outcome, which evolve_iter does not have: "
                     "use evolve, or put results together in the loop"
                 )
+        if key is not None:
+            given["unique"] = True  # what else would it be for
         resolved = resolve_options(options, given)
         stages = stages_from(functions)
         _refuse_wrong_fingerprint(fingerprint, resolved)
         _refuse_wrong_label(label)
-        _refuse_wrong_key(key, resolved)
+        _refuse_wrong_key(key)
         collecting = collecting_by(collect, stages)
         reducing = reducing_by(reduce, len(stages) + len(collecting.stages if collecting else ()))
         _refuse_wrong_sources(sources)
@@ -145,6 +150,7 @@ class Call:
             fingerprint=fingerprint,
             label=label,
             key=key,
+            iterates=iterates,
             collecting=collecting,
             reducing=reducing,
             journal=journal,
@@ -156,7 +162,7 @@ class Call:
         try:
             yield opened
         finally:
-            opened.close()
+            opened.close(sys.exception())
 
     def open(self) -> Opened:
         """Begin: from here on there is something to close."""
@@ -168,7 +174,9 @@ class Call:
             in_flight = in_flight_now(variable)
         threads = sum(self.client.nthreads().values()) if self.client is not None else 1
         nested = self.choice.strategy == "nested"
-        why_not = flow_sends_items(self.options, self.stages) if nested else None
+        why_not = None
+        if nested:
+            why_not = flow_sends_items(self.options, self.stages, iterates=self.iterates)
         divided = nested and why_not is None
         window_of = partial(_window, self.choice.strategy, divided, threads)
         with ExitStack() as stack:
@@ -212,6 +220,7 @@ class Call:
             ),
             reduce=None if self.reducing is None else self.reducing.stage,
             values_wanted=bool(self.reducing is None or self.collecting or resuming),
+            free_tags=unlimited_tags(self._tags(), logger),
         )
         story = Story(time.time(), [stage.name for stage in self.stages], threads)
         run = EvolvingRun(
@@ -229,6 +238,8 @@ class Call:
             reducing=self.reducing,
             label=self.label,
             key=self.key,
+            iterates=self.iterates,
+            one_by_one=self.client is None,
             logger=logger,
         )
         note = logger.warning if self.choice.warn else logger.info
@@ -236,8 +247,8 @@ class Call:
         submitter = None
         if self.client is not None:
             submitter = Submitter(self.client, context, spec)
+            stack.callback(submitter.close)  # some of it may be there when it cannot be opened
             submitter.open()
-            stack.callback(submitter.close)
             if missing := submitter.missing():
                 logger.warning("No worker offers %s at this moment; waiting for one", missing)
         for stage, why in self._gathered(resuming):
@@ -282,6 +293,14 @@ class Call:
             events=events,
             _threads=threads,
         )
+
+    def _tags(self) -> set[str]:
+        """Tags of everything that this call runs."""
+        beside = self.collecting.stages if self.collecting is not None else ()
+        reduces = (self.reducing.stage,) if self.reducing is not None else ()
+        tasks = [stage.task for stage in (*self.stages, *beside, *reduces)]
+        tags = {tag for task in tasks if task is not None for tag in task.tags}
+        return tags | set(TagsContext.get().current_tags)
 
     def _streams(self, threads: int, resuming: Resuming | None) -> Streams:
         """Which stages give on the way: generators, where the flow can hear of it."""
@@ -386,7 +405,7 @@ def _refuse_wrong_fingerprint(fingerprint: Any, options: EvolveOptions) -> None:
             f"fingerprint={short_repr(fingerprint)} is not callable: give a function of a source, "
             "as file_fingerprint"
         )
-    if not isinstance(options.journal, str):
+    if not options.journal:
         raise InvalidInput(
             "fingerprint= says what makes a source count as changed since an earlier run, and "
             'there is no journal that runs share: give one a name, as in journal="ingest", or '
@@ -402,18 +421,11 @@ def _refuse_wrong_label(label: Any) -> None:
         )
 
 
-def _refuse_wrong_key(key: Any, options: EvolveOptions) -> None:
-    if key is None:
-        return
-    if not callable(key):
+def _refuse_wrong_key(key: Any) -> None:
+    if key is not None and not callable(key):
         raise InvalidInput(
             f"key={short_repr(key)} is not callable: give a function of an item that gives what "
             "makes two of them the same, as a str or a tuple"
-        )
-    if not options.unique:
-        raise InvalidInput(
-            "key= says what makes two items the same, and nobody asks for that: give unique=True "
-            "with it, or leave key= out"
         )
 
 

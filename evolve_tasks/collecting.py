@@ -217,7 +217,8 @@ def _collector(function: Any, of: int, position: int) -> Collector:
             "of a source and its results, as in collect=write_summary"
         )
     stage = Stage(function_name(function), position, True, owned(function))
-    for arguments in (3, 2):
+    # A third parameter that has a value of its own is the user's, as in write(source, results, to).
+    for arguments in (2, 3):
         try:
             inspect.signature(called(stage.function)).bind(*[None] * arguments)
         except ValueError:  # some builtins do not tell

@@ -46,7 +46,7 @@ class RunContexts:
         self._kind = kind
         self._lock = threading.Lock()
         # The contexts are held, so that their identities are not given to others.
-        self._names: dict[tuple[int, int], tuple[FlowRunContext | None, Any, str]] = {}
+        self._names: dict[tuple[int, ...], tuple[FlowRunContext | None, Any, Any, str]] = {}
 
     def current(self) -> str | None:
         """Name of the run context around the caller; brought to the workers if it is new.
@@ -63,20 +63,23 @@ class RunContexts:
         if (name := name_here()) is not None or on_worker():
             return name
         flow_run, settings = FlowRunContext.get(), SettingsContext.get()
-        identity = (id(flow_run), id(settings))
+        # A scheduler that was started again, or that took us for gone, does not know them.
+        connection = self._client.scheduler_comm
+        identity = (id(flow_run), id(settings), id(connection))
         with self._lock:
             if identity not in self._names:
-                name = self._of_equal(flow_run, settings) or self._register()
-                self._names[identity] = flow_run, settings, name
-            return self._names[identity][2]
+                name = self._of_equal(flow_run, settings, connection) or self._register()
+                self._names[identity] = flow_run, settings, connection, name
+            return self._names[identity][-1]
 
     def _of_equal(
-        self, flow_run: FlowRunContext | None, settings: SettingsContext | None
+        self, flow_run: FlowRunContext | None, settings: SettingsContext | None, connection: Any
     ) -> str | None:
         """Name of a context with equal settings; comparing them costs less than Prefect's hash."""
         wanted = settings and settings.settings
-        for other_run, other, name in self._names.values():
-            if other_run is flow_run and (other and other.settings) == wanted:
+        for other_run, other, over, name in self._names.values():
+            same = other_run is flow_run and over is connection
+            if same and (other and other.settings) == wanted:
                 return name
         return None
 
@@ -96,7 +99,7 @@ class RunContexts:
     def close(self) -> None:
         """Take them away again; the workers send what they still hold for the API."""
         with self._lock:
-            names = {name for _, _, name in self._names.values()}
+            names = {name for *_, name in self._names.values()}
             self._names.clear()
         for name in names:
             if self._client.status != "running":

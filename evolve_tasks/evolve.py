@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -12,7 +13,6 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing, asynccontextmanager, closing, nullcontext
-from contextvars import copy_context
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import anyio
@@ -98,7 +98,7 @@ def evolve(
         options: an `EvolveOptions`, or a mapping of its fields as a deployment has it.
         collect: a Prefect task or a function of a source and the list of its results, called on
             a worker as soon as all that came from the source has ended; its values are in
-            `outcome.collected`, as `(source, value)`. If it takes a third argument it is given
+            `outcome.collected`, as `(source, value)`. If it needs a third argument it is given
             the failures of the source, too, and is called also for a source that could not be
             expanded. What it raises is a failure of the source, which policies count. Inner items
             are collected likewise where functions are given by the name of an expanding stage, as
@@ -114,12 +114,12 @@ def evolve(
             one for files.
         label: takes a source or an item and gives its short name in the UI; without one a source
             is named by the last part of its path, or its repr, and an item by its position.
-        key: takes an item and gives what makes two of them the same under `unique=True`, as a
-            str or a tuple; without one items are compared themselves, by value and type. Items of
+        key: takes an item and gives what makes two of them the same, as a str or a tuple; with
+            it `unique` holds, without one items are compared by value and type. Items of
             a stage are compared with items of the same stage, sources with what `More` gives
             to stage 0.
-        overrides: fields of `EvolveOptions` as keywords; `in_flight=` and `buffered=` may
-            be given without their `limits`.
+        overrides: fields of `EvolveOptions` as keywords, which win over `options`; `in_flight=`
+            and `buffered=` may be given without their `limits`.
 
     Returns:
         The outcome: results in source order and then item order, failures, counts.
@@ -307,27 +307,34 @@ async def _opened_async(call: Call) -> AsyncGenerator[Opened, None]:
         try:
             yield opened
         finally:
+            error = sys.exception()
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(opened.close)
+                await anyio.to_thread.run_sync(opened.close, error)
 
 
 async def _opened_in_thread(call: Call) -> Opened:
     """Open a run; if we are cancelled meanwhile, close what was opened."""
-    opening = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call.open)
+    opening = _own_thread(call.open)
     try:
         return await asyncio.shield(opening)
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
         with anyio.CancelScope(shield=True):
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
-                await anyio.to_thread.run_sync(opening.result().close)
+                await anyio.to_thread.run_sync(opening.result().close, error)
         raise
+
+
+def _own_thread(work: Callable[[], R]) -> asyncio.Task[R]:
+    """Let a thread work that nobody else waits for: there may be many runs at the same time."""
+    return asyncio.get_running_loop().create_task(
+        anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
+    )
 
 
 async def _in_thread(run: EvolvingRun, work: Callable[[], R]) -> R:
     """Let a thread work for us; when we are cancelled, the run is left and the thread ends."""
-    context = copy_context()
-    under_way = asyncio.get_running_loop().run_in_executor(None, context.run, work)
+    under_way = _own_thread(work)
     try:
         return await asyncio.shield(under_way)
     except asyncio.CancelledError:

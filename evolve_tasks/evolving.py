@@ -70,6 +70,8 @@ class EvolvingRun:
         reducing: what combines results; `None` for nothing.
         label: the user's function that names a source; `None` for the usual names.
         key: the user's function that says what makes two items the same; `None` for none.
+        iterates: a loop takes each result as it comes.
+        one_by_one: one thing is done after the other.
         logger: is told what nobody would see otherwise.
     """
 
@@ -90,6 +92,8 @@ class EvolvingRun:
         reducing: Reducing | None,
         label: Callable[[Any], Any] | None,
         key: Callable[[Any], Any] | None,
+        iterates: bool,
+        one_by_one: bool,
         logger: logging.Logger | Any,
     ) -> None:
         known, last = _known_length(sources), len(stages) - 1
@@ -97,6 +101,7 @@ class EvolvingRun:
         self.run = run
         self.stages = stages
         self.options = options
+        self.iterates = iterates
         self.core = Evolution(
             stages=len(stages),
             window=window_of(in_flight),
@@ -110,7 +115,10 @@ class EvolvingRun:
             told_of=told_of,
             streaming=streams.stages,
         )
-        self.ledger = RecordLedger(options.record, options.record_budget, known, events_per_minute)
+        each = sum(stage.task is not None for stage in (stages[0], stages[-1]))
+        self.ledger = RecordLedger(
+            options.record, options.record_budget, known, each, events_per_minute
+        )
         self.story = story
         self.source_error: BaseException | None = None
         self.interrupted = False
@@ -145,8 +153,9 @@ class EvolvingRun:
             self.known,
             streams,
             self.beside,
-            items_elsewhere=takes.get(stages[0].name) != takes.get(stages[-1].name),
+            items_elsewhere=takes.get(stages[-2].name) != takes.get(stages[-1].name),
             fail_fast=options.on_failure == "fail_fast",
+            one_by_one=one_by_one,
         )
         self.taking = Taking(
             self.core,
@@ -330,7 +339,8 @@ class EvolvingRun:
                     + sum(batch.result.worked_s for batch in answer.batches),
                     further=further,
                 )
-                self.ledger.foresee(core.expected_items)
+                if self.stages[-1].task is not None:
+                    self.ledger.foresee(core.expected_items)
                 return actions
             case Measure():
                 return core.expanded(

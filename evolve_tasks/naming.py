@@ -36,6 +36,17 @@ def one_line(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def label_below(label: str, position: int) -> str:
+    """Name of an item by that of what gave it; where it gets long its ends stay.
+
+    Example:
+        >>> label_below("file.3.txt 2", 7)
+        'file.3.txt 2 7'
+    """
+    text = f"{label} {position}"
+    return text if len(text) <= 2 * LABEL else f"{text[:LABEL]}…{text[1 - LABEL :]}"
+
+
 def error_text(error: BaseException) -> str:
     """Class and text of an error, whatever its own `str` does.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +19,9 @@ from evolve_tasks.core.assembly import Portion
 from evolve_tasks.errors import RunCancelled
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.monitoring.cancelling import is_cancelled
+from evolve_tasks.monitoring.counted import tell_counts
 from evolve_tasks.monitoring.crashes import (
     end_what_died,
-    now,
     record_given_up,
     tell_for_the_dead,
 )
@@ -40,6 +39,8 @@ from evolve_tasks.strategies.nested import run_adaptive, run_nested
 from evolve_tasks.strategies.sequential import run_sequential
 from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.workers.calls import RunSpec
+from evolve_tasks.workers.context import on_worker
+from evolve_tasks.workers.task_runs import task_runs_are_of
 
 # How long the API is given to record what workers said that have died since; without progress.
 DEAD_S = 8.0
@@ -86,7 +87,6 @@ class Opened:
     _adapted: bool = False
     _ended: str = "running"
     _logger: Any = field(default_factory=get_run_logger)
-    _began: datetime = field(default_factory=now)
     _flow_run_id: UUID = field(default_factory=flow_run_id)
 
     @property
@@ -142,11 +142,16 @@ class Opened:
         run.keep()
         return gone
 
-    def close(self) -> None:
-        """Wait until the API knows what ran, then leave the cluster as it was found."""
+    def close(self, error: BaseException | None) -> None:
+        """Wait until the API knows what ran, then leave the cluster as it was found.
+
+        Args:
+            error: what has ended it, if it has not ended by itself.
+        """
         with self._stack:
             run = self.run
-            self._ended = self._state()
+            self._ended = self._state(error)
+            task_runs_are_of(run.run)
             self.shown.ended(self._ended)
             self._tell_events(self._ended)
             self.gone = self.vanished()
@@ -161,16 +166,15 @@ class Opened:
                 unrecorded = len(recorded)  # they went with their flow run
             else:
                 unrecorded = wait_until_recorded(recorded, self._logger)
-            if run.deaths and not run.unseen:
+            if run.deaths and not run.unseen and not run.left:
                 # Asked when the others are known: events come to the API one after another.
-                names, ended = [stage.name for stage in run.all_stages], []
+                ended = []
                 with self._api_may_be_away():
-                    ended = end_what_died(self._flow_run_id, names, self._began, self._logger)
+                    ended = end_what_died(self._flow_run_id, run.run, set(recorded), self._logger)
                 unrecorded += wait_until_recorded(ended, self._logger)
                 recorded += ended
             if run.left and not run.unseen and isinstance(self.runner, EvolveTaskRunner):
-                names = [stage.name for stage in run.all_stages]
-                self.runner.end_at_end(self._flow_run_id, names, self._began)
+                self.runner.end_at_end()
             self.shown.told(
                 vanished=self.gone,
                 recording={
@@ -206,15 +210,18 @@ class Opened:
             duration_s=round(self.shown.duration_s, 3),
         )
 
-    def _state(self) -> str:
+    def _state(self, error: BaseException | None) -> str:
         """How it has ended, in the words of its report."""
         run = self.run
         if run.cancelled:
             return "cancelled"
         if run.core.finished and not run.left:
             return "failed" if run.core.rejected or run.source_error is not None else "finished"
-        # Whoever cancels a flow run may end its process, and leaves no time to hear why.
-        return "cancelled" if is_cancelled(self._flow_run_id) else "ended early"
+        # A loop that is left, a signal, or somebody who cancels the flow run: that may end its
+        # process, and leaves no time to hear why.
+        if isinstance(error, Exception) and not is_cancelled(self._flow_run_id):
+            return "ended early"
+        return "cancelled"
 
     def judged(self, by_source: list[tuple[Any, list[Any]]], failures: list[Failure]) -> Outcome:
         """Make the outcome, and raise if it is not accepted."""
@@ -250,6 +257,9 @@ class Opened:
         )
         if run.core.rejected or run.source_error is not None:
             raise EvolveFailed(outcome) from run.source_error
+        if not on_worker():
+            left_out = f"; {outcome.stopped}" if outcome.stopped else ""
+            tell_counts(f"{outcome.counts}{left_out}")
         self._logger.info(
             "Evolved in %.1f s (%s): %s", outcome.duration_s, outcome.strategy, outcome.counts
         )

@@ -284,7 +284,7 @@ class EvolveOptions(_Frozen):
 def resolve_options(
     options: EvolveOptions | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> EvolveOptions:
-    """Merge `options=` with keyword overrides and check that all of it can be honoured.
+    """Merge `options=` with keyword overrides, which win, and check the result.
 
     Args:
         options: a model, its JSON form, or `None` for the defaults.
@@ -295,39 +295,29 @@ def resolve_options(
         The options that hold.
 
     Raises:
-        InvalidInput: an unknown or doubly given option, or a value out of range.
+        InvalidInput: an unknown option, a limit that is given by its name and in `limits=` too,
+            or a value out of range.
 
     Example:
-        >>> resolve_options(None, {"batch": 5}).batch
+        >>> resolve_options({"batch": 7, "unique": True}, {"batch": 5}).batch
         5
     """
     given: dict[str, Any] = dict(overrides)
     base = _from_value(options)
     limits = {name: given.pop(name) for name in Limits.model_fields if name in given}
     if limits:
-        before = base.limits if "limits" in base.model_fields_set else Limits()
-        twice = sorted(set(limits) & before.model_fields_set)
         if "limits" in given:
-            twice = sorted(limits)
-        if twice:
             raise InvalidInput(
-                f"{', '.join(map(repr, twice))} is given as a keyword and in limits= or options= "
-                "too: give each option once"
+                f"{', '.join(map(repr, sorted(limits)))} is given as a keyword and limits= too: "
+                "give one of them"
             )
-        set_before = {name: getattr(before, name) for name in before.model_fields_set}
-        merged = _validated(Limits, set_before | limits)
-        base = base.model_copy(update={"limits": merged})
+        set_before = {name: getattr(base.limits, name) for name in base.limits.model_fields_set}
+        given["limits"] = _validated(Limits, set_before | limits)
     unknown = sorted(set(given) - set(EvolveOptions.model_fields))
     if unknown:
         valid = ", ".join(sorted([*EvolveOptions.model_fields, *Limits.model_fields]))
         raise InvalidInput(
             f"unknown option {', '.join(map(repr, unknown))}; the options are: {valid}"
-        )
-    twice = sorted(set(given) & base.model_fields_set)
-    if twice:
-        raise InvalidInput(
-            f"{', '.join(map(repr, twice))} stands in options= and is given as a keyword too: "
-            "give each option once"
         )
     chosen = {name: getattr(base, name) for name in base.model_fields_set}
     return _validated(EvolveOptions, chosen | given)

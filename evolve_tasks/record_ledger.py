@@ -22,6 +22,7 @@ class RecordLedger:
         mode: `options.record`.
         budget: task runs that `"auto"` may spend before it records units.
         sources_known: how many sources there are; `None` if nobody knows.
+        each: task runs that a source and one item of it are, where each is one: 0 to 2.
         events_per_minute: pace that `"auto"` keeps.
         clock: gives the time, in seconds.
     """
@@ -31,6 +32,7 @@ class RecordLedger:
         mode: RecordMode,
         budget: int,
         sources_known: int | None,
+        each: int,
         events_per_minute: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -41,9 +43,9 @@ class RecordLedger:
         self._pace = Pace(events_per_minute / EVENTS, clock())
         self._paced = f"the {events_per_minute:,} events a minute of events_per_minute"
         self._lent: dict[int, int] = {}
-        # Each source is one task run, and has an item at least: where that does not fit there
-        # is no use in beginning with single ones.
-        too_many = sources_known is not None and 2 * sources_known > budget
+        # Each source has an item at least: where that does not fit there is no use in beginning
+        # with single ones.
+        too_many = sources_known is not None and each * sources_known > budget
         self.all_units = mode == "batches" or (mode == "auto" and too_many)
         self.degraded: str | None = None  # why some items are no task runs of their own
         self._reason = f"{self._budget} are spent, or set aside for sources under way"
@@ -73,9 +75,9 @@ class RecordLedger:
             expected: items that are still to be worked on, as far as is known. Where they do
                 not fit there is no use in beginning: single runs are slow.
         """
-        self.foresee(expected)
         if not is_task:
             return False
+        self.foresee(expected)
         if self.item_allowance >= count:
             self.spent(count)
             return True

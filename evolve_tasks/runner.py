@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from datetime import datetime
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Self, cast
 from uuid import UUID, uuid4
@@ -36,6 +35,7 @@ from evolve_tasks.lost_workers import lost_workers_return
 from evolve_tasks.monitoring.cancelling import acknowledge
 from evolve_tasks.monitoring.crashes import end_killed, end_what_was_left
 from evolve_tasks.monitoring.recording import wait_until_recorded
+from evolve_tasks.naming import error_text
 from evolve_tasks.stages import function_name
 from evolve_tasks.workers.closing import QuietClosing
 from evolve_tasks.workers.context import on_worker
@@ -54,19 +54,15 @@ _making = threading.RLock()
 _SPAWN_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
 
+# In the id of a client whose cluster goes with its flow run.
+OWN = "evolve-own"
+
+
 class _Pending(NamedTuple):
     """What was submitted and has not ended."""
 
     task: Task[Any, Any]
     future: Future[Any]
-
-
-class _Left(NamedTuple):
-    """A run of `evolve` that was left while something of it was under way."""
-
-    flow_run_id: UUID
-    stages: list[str]
-    since: datetime
 
 
 class _Asked(NamedTuple):
@@ -133,7 +129,9 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._flow_context: FlowRunContext | None = None
         self._ended: EndedFutures | None = None
         self._cancelled: tuple[UUID, str] | None = None
-        self._left: list[_Left] = []
+        self._outer: Any = None  # the runner of the flow around
+        self._left = False  # something may be under way when the cluster goes
+        self._gone = False  # the cluster that it had started
 
     def duplicate(self) -> Self:
         """Make a runner with the same settings; the stock one forgets `cluster`."""
@@ -228,7 +226,7 @@ class EvolveTaskRunner(DaskTaskRunner):
             )
         told = asked.cluster_class is not None or bool(asked.cluster_kwargs)
         given, options = asked.given, asked.client_kwargs
-        if not given and not told and (around := _default_client()) is not None:
+        if not given and not told and (around := self._around()) is not None:
             given = around.cluster or around.scheduler_info(n_workers=0)["address"]
             options.setdefault("security", around.security)
         own = not given
@@ -243,6 +241,8 @@ class EvolveTaskRunner(DaskTaskRunner):
             self._exit_stack.enter_context(lost_workers_return())
         if asked.adapt_kwargs and self._cluster is not None:
             adapt(self._cluster, asked.adapt_kwargs)
+        if own:
+            options["name"] = OWN
         client: PrefectDaskClient = self._exit_stack.enter_context(connected(given, **options))
         if self.performance_report_path:
             self._exit_stack.enter_context(Client.as_current(client))
@@ -252,6 +252,30 @@ class EvolveTaskRunner(DaskTaskRunner):
         if client.dashboard_link:
             self.logger.info("The Dask dashboard is at %s", client.dashboard_link)
         return client
+
+    def _around(self) -> Client | None:
+        """A client that the user has made in this process and left as the default.
+
+        Or that of a flow around this one, whose cluster outlives it. The cluster of another flow,
+        which goes on beside this one, goes with that flow.
+        """
+        around = [one for one in self._clients_around() if one.status == "running"]
+        try:
+            client: Client = Client.current()
+        except ValueError:  # there is none
+            return around[0] if around else None
+        # A worker in this process leaves its own client as the default; it is not the user's.
+        others = OWN in client.id or client.id.startswith("Client-worker-")
+        if client.status == "running" and not others:
+            return client
+        return around[0] if around else None
+
+    def _clients_around(self) -> Iterator[Client]:
+        around = self._outer
+        while isinstance(around, EvolveTaskRunner):
+            if around._client is not None:
+                yield around._client
+            around = around._outer
 
     def _spawn_environment(self, asked: _Asked) -> dict[str, Any]:
         """The environment that worker processes start with.
@@ -362,12 +386,19 @@ class EvolveTaskRunner(DaskTaskRunner):
         return submitted
 
     def _note_end(self, run_id: UUID, pending: _Pending) -> None:
-        if (death := death_of(pending.future)) is not None:
+        death, status = death_of(pending.future), pending.future.status
+        if death is None and status == "error":
+            # Prefect's engine gives a state, whatever the task does: it was not reached.
+            error = error_text(pending.future.exception())
+            death = f"it could not be run on a worker ({error}), whose log may say more"
+        if death is not None:
             self._killed[run_id] = pending.task, death
         self._pending.pop(run_id, None)
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
+        if (around := FlowRunContext.get()) is not None:  # the flow that calls this one
+            self._outer = around.task_runner
         if on_worker():
             return self
         self._ephemeral = get_current_settings().api.url is None
@@ -410,28 +441,25 @@ class EvolveTaskRunner(DaskTaskRunner):
         """
         self._cancelled = flow_run_id, message
 
-    def end_at_end(self, flow_run_id: UUID, stages: list[str], since: datetime) -> None:
-        """End what is left of a run when the cluster is gone, if this runner ends the cluster.
+    def end_at_end(self) -> None:
+        """End task runs that are left when the cluster is gone, if this runner ends the cluster.
 
-        On a cluster of somebody else's it goes on, and tells its end itself.
-
-        Args:
-            flow_run_id: the flow run.
-            stages: names of the stages, and of what comes beside them.
-            since: when the run began.
+        On a cluster of somebody else's they go on, and tell their end themselves.
         """
         self._flow_context = FlowRunContext.get() or self._flow_context
-        self._left.append(_Left(flow_run_id, stages, since))
+        self._left = True
+        if self._gone:  # the flow function did not wait for what it had begun
+            self._end_left()
 
     def _end_left(self) -> None:
-        if not self._left:
-            return
+        self._gone = True
         around = self._flow_context
+        if not self._left or around is None or around.flow_run is None:
+            return
+        self._left = False
         try:
-            with around.model_copy() if around is not None else nullcontext():
-                ended = [
-                    run_id for one in self._left for run_id in end_what_was_left(*one, self.logger)
-                ]
+            with around.model_copy():
+                ended = end_what_was_left(around.flow_run.id, self.logger)
                 wait_until_recorded(ended, self.logger)
         except (httpx.HTTPError, PrefectHTTPStatusError) as error:
             self.logger.debug("Nobody could be told of what was left: %r", error)
@@ -453,6 +481,7 @@ class EvolveTaskRunner(DaskTaskRunner):
                 len(keep),
             )
             self.client.cancel([one.future for one in dropped.values()])
+            self._left = True  # some of them may have begun
             self._submitted = [run_id for run_id in self._submitted if run_id not in dropped]
             pending = keep
         else:
@@ -486,18 +515,6 @@ class EvolveTaskRunner(DaskTaskRunner):
         by_worker: dict[str, list[str]] = self.client.run(begun, keys, on_error="ignore")
         running = {key for found in by_worker.values() for key in found}
         return {run_id: one for run_id, one in pending.items() if one.future.key in running}
-
-
-def _default_client() -> Client | None:
-    """A client that the user has made in this process, and left as the default."""
-    try:
-        client: Client = Client.current()
-    except ValueError:  # there is none
-        return None
-    # A worker in this process leaves its own client as the default; it is not the user's.
-    if client.status != "running" or client.id.startswith("Client-worker-"):
-        return None
-    return client
 
 
 def _runs(count: int) -> str:

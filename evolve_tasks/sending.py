@@ -47,6 +47,7 @@ class Sending:
         beside: is told of inner items that may be collected.
         items_elsewhere: items need other workers than their sources.
         fail_fast: nothing begins once something is known to have failed.
+        one_by_one: expansions come one after the other, and share task runs.
     """
 
     core: Evolution
@@ -58,6 +59,7 @@ class Sending:
     beside: Beside
     items_elsewhere: bool
     fail_fast: bool
+    one_by_one: bool
     _refused: dict[int, dict[int, Failure]] = field(default_factory=dict)  # by unit and offset
 
     def expand(self, action: Expand) -> ExpandCall | Measure:
@@ -73,8 +75,8 @@ class Sending:
             return Measure([SourceEnd() for _ in entries], NOTHING, 0.0, 0.0, False, Span())
         is_task = self.stages[action.stage].task is not None
         each = self.ledger.each_source(len(entries), is_task)
-        unit = uuid4() if not each and self.ledger.unit(is_task) else None
-        recording = Recording(each=each, unit=unit)
+        alone = len(entries) == 1 and not (action.inline or self.one_by_one)
+        recording = self._as_unit(Recording(each=each), is_task, alone=alone)
         self.under_way.units[action.unit] = action, recording
         if is_task:
             self.under_way.note_runs(action.unit, recording)
@@ -142,26 +144,32 @@ class Sending:
             left = [offset for offset, call in enumerate(calls) if not call.known]
             return NOTHING, {offset: refusal(offset, together) for offset in left}
 
-    def process(self, action: Process, first: Recording | None = None) -> ProcessCall:
+    def process(
+        self, action: Process, first: Recording | None = None, *, leads: bool = False
+    ) -> ProcessCall:
         """What to send for a `Process`.
 
         Args:
             action: what is to be done.
             first: what Prefect sees of the unit with which it goes together, if it does.
+            leads: others go together with it.
         """
         parent = self.under_way.parent(action)
-        recording = self._recording(action, first)
+        recording = self._recording(action, first, leads)
         part = self._part(action, parent)
         lead = self.under_way.leads.get(action.parent, action.offset)
         items = None if lead is None else lead.packed(action.start, action.stop)
         return ProcessCall(action.stage, parent, part, recording, action.crashes, items)
 
-    def inner(self, action: Expand, first: Recording | None = None) -> ExpandCall:
+    def inner(
+        self, action: Expand, first: Recording | None = None, *, leads: bool = False
+    ) -> ExpandCall:
         """What to send for items that are expanded further; they stay where they are.
 
         Args:
             action: what is to be done.
             first: what Prefect sees of the unit with which it goes together, if it does.
+            leads: others go together with it.
         """
         lead = self.under_way.leads.get(action.parent, action.offset)
         if lead is not None:
@@ -174,7 +182,7 @@ class Sending:
             part, items = self._part(action, parent), NOTHING
         self.under_way.calls[action.unit] = sources
         self.beside.begun(action, sources)
-        recording = self._recording(action, first)
+        recording = self._recording(action, first, leads)
         return ExpandCall(
             stage=action.stage,
             sources=sources,
@@ -186,7 +194,9 @@ class Sending:
             stream=self.streams.call(action.unit, action.stage, sources),
         )
 
-    def _recording(self, action: Expand | Process, first: Recording | None) -> Recording:
+    def _recording(
+        self, action: Expand | Process, first: Recording | None, leads: bool
+    ) -> Recording:
         """What Prefect sees of a unit of items."""
         is_task, upstream = self.stages[action.stage].task is not None, None
         if action.parent >= 0:
@@ -196,12 +206,23 @@ class Sending:
         else:
             size, expected = action.stop - action.start, self.core.expected_items
             each = self.ledger.each_item(size, is_task, expected)
-            unit = uuid4() if not each and self.ledger.unit(is_task) else None
-            recording = Recording(each=each, unit=unit, upstream=upstream)
+            alone = size == 1 and not leads
+            if isinstance(action, Expand):
+                alone = alone and not (action.inline or self.one_by_one)
+            recording = self._as_unit(Recording(each=each, upstream=upstream), is_task, alone=alone)
         self.under_way.units[action.unit] = action, recording
         if is_task and isinstance(action, Expand):
             self.under_way.note_runs(action.unit, recording)
         return recording
+
+    def _as_unit(self, recording: Recording, is_task: bool, *, alone: bool) -> Recording:
+        """What Prefect sees of a unit that is a task run as a whole, if each of it is none."""
+        if recording.each or not self.ledger.unit(is_task):
+            return recording
+        if is_task and alone:
+            # As a unit it would stand beside the task run that it has of its own if it fails.
+            return replace(recording, each=True)
+        return replace(recording, unit=uuid4())
 
     def _part(self, action: Expand | Process, parent: SourceCall) -> Part:
         size = self.core.size_of(action.parent, action.offset)

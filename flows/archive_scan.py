@@ -38,6 +38,9 @@ CHUNK = 1 << 20
 # scans them, so this is also what one of these may weigh.
 LARGEST_MB = 200
 
+# Archives within archives beyond this are not scanned: one may hold itself, without end.
+DEEPEST = 50
+
 OPTIONS = EvolveOptions(on_failure="ignore", record="sources")
 
 
@@ -49,11 +52,13 @@ class Archive:
         name: its path, and for a member the path within each archive above it.
         content: its bytes, where it is no file.
         largest_mb: what a member may come to, in MB.
+        depth: archives that it is in.
     """
 
     name: str
     content: bytes | None = None
     largest_mb: int = LARGEST_MB
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,13 @@ def _open_here(archive: Archive) -> zipfile.ZipFile | tarfile.TarFile:
 
 @task
 def members_of(archive: Archive) -> list[Member]:
-    """List an archive: the expanding stage."""
+    """List an archive: the expanding stage.
+
+    Raises:
+        ValueError: it is within more archives than anybody would make by hand.
+    """
+    if archive.depth > DEEPEST:
+        raise ValueError(f"it is within {archive.depth} archives, and is not scanned further")
     with opened(archive) as file:
         if isinstance(file, zipfile.ZipFile):
             names = [one.filename for one in file.infolist() if not one.is_dir()]
@@ -158,10 +169,14 @@ def read(member: Member) -> bytes:
     """
     largest_mb = member.archive.largest_mb
     file = _open_here(member.archive)
-    stream = file.open(member.name) if isinstance(file, zipfile.ZipFile) else None
-    if isinstance(file, tarfile.TarFile):
-        stream = file.extractfile(member.name)
+    stream: IO[bytes] | None
+    if isinstance(file, zipfile.ZipFile):
+        said, stream = file.getinfo(member.name).file_size, file.open(member.name)
+    else:
+        said, stream = file.getmember(member.name).size, file.extractfile(member.name)
     assert stream is not None, "only files are listed"
+    if said > largest_mb * 1_000_000:
+        raise ValueError(f"it says that it comes to {said / 1e6:,.0f} MB, more than {largest_mb}")
     read_so_far = io.BytesIO()
     with stream:
         while chunk := stream.read(CHUNK):
@@ -178,7 +193,9 @@ def check(member: Member) -> Checked | More:
     name = f"{archive.name}/{member.name}"
     checked = Checked(name, len(content), hashlib.sha256(content).hexdigest())
     if is_archive(member.name):
-        return More(checked, [Archive(name, content, archive.largest_mb)], stage=0)
+        return More(
+            checked, [Archive(name, content, archive.largest_mb, archive.depth + 1)], stage=0
+        )
     return checked
 
 

@@ -77,7 +77,7 @@ def unit_size(mean_s: float | None, left: int | None, threads: int, ceiling: int
         >>> unit_size(mean_s=3.0, left=400, threads=2, ceiling=10_000)
         1
     """
-    if mean_s is None:
+    if mean_s is None or mean_s > TARGET_S / 2:
         return 1
     if mean_s < 1e-7:  # a clock that does not move makes no endless unit
         mean_s = 1e-7

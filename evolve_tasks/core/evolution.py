@@ -283,11 +283,20 @@ class Evolution(Filling):
             )
         if further:
             self._check(unit, [one.found for one in further])
-        self._answered(action)
+        # As `_answered` has it; this happens for each batch.
+        del self._units[unit]
+        self._flying -= size
+        if self._parties:
+            self._leave(action)
+        else:
+            self._places -= 1
+        if self._alone == unit:
+            self._alone = None
         tally = self._items_tally
         tally.done += done
-        tally.failed += failed
-        tally.not_run += not_run
+        if done < size:
+            tally.failed += failed
+            tally.not_run += not_run
         self._items.add(done + failed, seconds)
         actions: list[Action] = []
         identity = action.parent, action.offset
@@ -441,13 +450,12 @@ class Evolution(Filling):
 
     def _leave(self, action: Expand | Process | Extra) -> bool:
         """Leave those with which a unit went together; True for the last one."""
-        first = action.unit
-        if not isinstance(action, Extra) and action.beside >= 0:
-            first = action.beside
-        self._parties[first] -= 1
-        if self._parties[first]:
-            return False
-        del self._parties[first]
+        if self._parties and not isinstance(action, Extra):
+            first = action.beside if action.beside >= 0 else action.unit
+            if (left := self._parties.pop(first, 1) - 1) > 0:
+                self._parties[first] = left
+                return False
+        self._places -= 1
         return True
 
     def _again(self, actions: list[Action], lost: Suspect, running: Collection[int] | None) -> None:

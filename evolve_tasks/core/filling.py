@@ -165,8 +165,8 @@ class Filling(OpenTree):
         if units is not None:
             if self._items.mean_s is None and self.probing:
                 units = min(units, AHEAD * window.busy_threads + len(self._given))
-            if len(self._parties) + (self._pulling > 0) >= units:
-                return self._largest_batch() if self._all_give else 0
+            if self._places + (self._pulling > 0) >= units:
+                return self._largest_batch() if self._given and self._all_give else 0
         if window.in_flight is None:
             return self._largest_unit
         room = window.in_flight - self._flying
@@ -203,7 +203,7 @@ class Filling(OpenTree):
             return False
         if window.in_flight is not None and self._flying + sources > window.in_flight:
             return True
-        return window.units is not None and len(self._parties) + 1 > window.units
+        return window.units is not None and self._places + 1 > window.units
 
     @property
     def _all_give(self) -> bool:
@@ -275,12 +275,13 @@ class Filling(OpenTree):
         entry = self._lists[identity]
         start, stop = entry.todo[0]
         if self._batch is None:
-            threads, ceiling = self._window.threads, self._ceiling()
-            each_s = item_s if item_s is None or not entry.depth else max(item_s, ALONG_S)
-            size = unit_size(each_s, self._waits[self._last], threads, ceiling)
+            window = self._window
+            ceiling = LARGEST_UNIT if window.in_flight is None else self._ceiling()
+            each_s = max(item_s, ALONG_S) if entry.depth and item_s is not None else item_s
+            size = unit_size(each_s, self._waits[self._last], window.threads, ceiling)
         else:
             size = self._largest_batch()
-        most = min(size, room)
+        wanted = size
         if size > stop - start:
             size = stop - start
         if size > room:
@@ -294,8 +295,8 @@ class Filling(OpenTree):
         self._waits[self._last] -= size
         self._all_waits -= size
         self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
-        if size < most and item_s is not None and self._goes_together(entry):
-            self._take_along(actions, self._last, most - size)
+        if size < wanted and item_s is not None and self._goes_together(entry):
+            self._take_along(actions, self._last, min(wanted, room) - size)
         return True
 
     def _goes_together(self, entry: OpenList) -> bool:
@@ -333,7 +334,13 @@ class Filling(OpenTree):
     ) -> None:
         number, (unit, offset) = self._next_unit, parent
         action = Process(number, self._last, source, unit, offset, start, stop, crashes, beside)
-        self._begin(action, beside)
+        # As `_begin` has it; this happens for each batch.
+        self._next_unit += 1
+        self._units[number] = action
+        if beside < 0:
+            self._places += 1
+        else:
+            self._parties[beside] = self._parties.get(beside, 1) + 1
         self._flying += stop - start
         actions.append(action)
 
@@ -342,9 +349,9 @@ class Filling(OpenTree):
         self._next_unit += 1
         self._units[action.unit] = action
         if beside < 0:
-            self._parties[action.unit] = 1
+            self._places += 1
         else:
-            self._parties[beside] += 1
+            self._parties[beside] = self._parties.get(beside, 1) + 1
 
     def _do_extra(self, actions: list[Action], number: int, crashes: int) -> None:
         action = Extra(self._next_unit, number, crashes)

@@ -91,8 +91,8 @@ class OpenTree:
         # Of those that wait for being expanded, which the last stage has found, by stage.
         self._uncounted = [0] * stages
         self._units: dict[int, Expand | Process | Extra] = {}
-        # How many of them go together, by the first: so many places of the window are taken.
-        self._parties: dict[int, int] = {}
+        self._places = 0  # of the window that they take: those that go together take one
+        self._parties: dict[int, int] = {}  # how many of these are left, by the first of them
         self._extras: deque[int] = deque()  # what was asked for, and has not begun
         self._extras_flying = 0
         self._extras_failed = 0

@@ -8,9 +8,7 @@ so.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -24,6 +22,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterId,
     TaskRunFilterState,
     TaskRunFilterStateType,
+    TaskRunFilterSubFlowRuns,
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import TaskRunSort
@@ -34,12 +33,13 @@ from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.monitoring.recording import unrecorded_after
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.calls import GivenUp, Recorded
-from evolve_tasks.workers.task_runs import enter_state, new_task_run
+from evolve_tasks.workers.task_runs import enter_state, key_of, new_task_run
 
 PAGE = 200  # task runs in one answer: Prefect's own limit
 LEFT = "its run was left before it had ended, and the cluster went with the flow run"
 # How long ends that workers told at the last moment may be on their way; without progress.
 SETTLED_S = 3.0
+OPEN = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.PAUSED]
 DIED = "its worker died; what it worked on ran again, unless it has a crashed task run of its own"
 
 
@@ -135,51 +135,53 @@ def _known(ids: Sequence[UUID]) -> dict[UUID, TaskRun]:
 
 
 def end_what_died(
-    flow_run_id: UUID, stages: Collection[str], since: datetime, logger: logging.Logger | Any
+    flow_run_id: UUID, run: str, ended: Collection[UUID], logger: logging.Logger | Any
 ) -> list[UUID]:
     """Say of task runs that they crashed, where workers died and left them open.
 
+    Called when nothing of the run is under way any more.
+
     Args:
         flow_run_id: the flow run that they belong to.
-        stages: names of the stages, by which the names of their task runs begin.
-        since: when the run began; what is older belongs to others.
+        run: unique name of the run that they are of; others may go on beside it.
+        ended: ids of task runs that have ended, also where the API does not know it yet.
         logger: told how many there were.
 
     Returns:
         The ids of those N >= 0 task runs.
     """
-    left = _open(flow_run_id, stages, since)
-    for run in left:
-        _end(run, Crashed(message=DIED))
+    left = [
+        one
+        for one in _open(flow_run_id)
+        if one.dynamic_key == key_of(run, one.id) and one.id not in ended
+    ]
+    for one in left:
+        _end(one, Crashed(message=DIED))
     if left:
         logger.warning(
             "%d task runs were open when their workers died: they are Crashed", len(left)
         )
-    return [run.id for run in left]
+    return [one.id for one in left]
 
 
-def end_what_was_left(
-    flow_run_id: UUID, stages: Collection[str], since: datetime, logger: logging.Logger | Any
-) -> list[UUID]:
+def end_what_was_left(flow_run_id: UUID, logger: logging.Logger | Any) -> list[UUID]:
     """Say of task runs that they were cancelled, once nobody is there any more who could end them.
 
-    Called in the context of the flow run, when its cluster is gone: also what another call of
-    `evolve` in it has left open has ended by then.
+    Called in the context of the flow run, when its cluster is gone, and with it all that the flow
+    run had there.
 
     Args:
         flow_run_id: the flow run that they belong to.
-        stages: names of the stages, by which the names of their task runs begin.
-        since: when the run began; what is older belongs to others.
         logger: told how many there were.
 
     Returns:
         The ids of those N >= 0 task runs.
     """
-    left = {run.id: run for run in _open(flow_run_id, stages, since)}
+    left = {one.id: one for one in _open(flow_run_id)}
     # Some have ended, and the API has not recorded it yet; that must not be written over.
     left = {one: left[one] for one in unrecorded_after(list(left), logger, SETTLED_S)}
-    for run in left.values():
-        _end(run, Cancelled(message=LEFT))
+    for one in left.values():
+        _end(one, Cancelled(message=LEFT))
     if left:
         logger.info(
             "%d task runs were under way when their run was left: they are Cancelled", len(left)
@@ -187,31 +189,24 @@ def end_what_was_left(
     return list(left)
 
 
-def _open(flow_run_id: UUID, stages: Collection[str], since: datetime) -> list[TaskRun]:
-    """The task runs of a run that the API takes for running or pending."""
-    names = tuple(f"{stage}[" for stage in stages)
+def _open(flow_run_id: UUID) -> list[TaskRun]:
+    """The task runs of a flow run that have not ended, as far as the API knows."""
     with get_client(sync_client=True) as client:
         found: list[TaskRun] = []
         while page := client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
             task_run_filter=TaskRunFilter(
-                state=TaskRunFilterState(
-                    type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
-                )
+                state=TaskRunFilterState(type=TaskRunFilterStateType(any_=OPEN)),
+                # Those stand for flow runs, which tell of themselves.
+                subflow_runs=TaskRunFilterSubFlowRuns(exists_=False),
             ),
             sort=TaskRunSort.ID_DESC,
             limit=PAGE,
             offset=len(found),
         ):
             found += page
-    # Ours alone: their dynamic key is their id, and nothing of this run is under way any more.
-    return [
-        run
-        for run in found
-        if run.name.startswith(names)
-        and run.dynamic_key == str(run.id)
-        and (run.start_time is None or run.start_time >= since)
-    ]
+    # NotReady is an end, too: what it would have needed has failed.
+    return [one for one in found if one.state_name != "NotReady"]
 
 
 def _end(task_run: TaskRun, state: State[Any]) -> None:
@@ -221,8 +216,3 @@ def _end(task_run: TaskRun, state: State[Any]) -> None:
         task_run.start_time = cast(Any, state.timestamp)
     enter_state(task_run, before, state)
     emit_task_run_state_change_event(task_run, initial_state=before, validated_state=state)
-
-
-def now() -> datetime:
-    """The time, as the API writes it."""
-    return datetime.fromtimestamp(time.time()).astimezone()

@@ -10,8 +10,9 @@ from collections.abc import Generator
 
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
+from evolve_tasks.strategies.carrying import FutureCarrier
 from evolve_tasks.strategies.drive import drive
-from evolve_tasks.strategies.submitting import FutureCarrier, Submitter
+from evolve_tasks.strategies.submitting import Submitter
 
 
 def run_as_completed(run: EvolvingRun, submitter: Submitter) -> Generator[Portion, None, None]:

@@ -28,15 +28,12 @@ from evolve_tasks.core.actions import (
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
-from evolve_tasks.strategies.submitting import (
-    IDLE_S,
-    LOST_S,
-    OVER,
-    Ended,
-    Submitter,
-    abandon,
-    chunk_feed,
-)
+from evolve_tasks.strategies.chunk_feed import chunk_feed
+from evolve_tasks.strategies.ended import LOST_S, OVER, Ended
+from evolve_tasks.strategies.fetching import Fetching
+from evolve_tasks.strategies.leaving import abandon
+from evolve_tasks.strategies.serving import IDLE_S
+from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.strategies.together import Member, apart, by_itself, gone_along, parties
 from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall
 from evolve_tasks.workers.nested import PROBING_S
@@ -65,6 +62,7 @@ class _Sources:
         self.ended = Ended()
         self._run = run
         self._submitter = submitter
+        self._fetching = Fetching(submitter.client)
         self._answers: asyncio.Queue[tuple[int, Answer] | BaseException | None] = asyncio.Queue()
         self._granted: dict[int, asyncio.Queue[Process | None]] = {}
         self._coroutines: set[asyncio.Task[None]] = set()
@@ -245,7 +243,7 @@ class _Sources:
     async def _taken(self, future: Future[Any]) -> Answer | None:
         if future.status not in OVER:
             return None
-        return (await asyncio.to_thread(self._submitter.take, [future], self._is_left))[0]
+        return (await asyncio.to_thread(self._fetching.take, [future], self._is_left))[0]
 
     def _is_left(self) -> bool:
         return self._run.interrupted or self._run.left

@@ -20,9 +20,10 @@ from evolve_tasks.core.window import Window
 from evolve_tasks.evolving import EvolvingRun, failure_budget
 from evolve_tasks.options import EvolveOptions
 from evolve_tasks.stages import Stage
+from evolve_tasks.strategies.carrying import FutureCarrier
 from evolve_tasks.strategies.choice import generates
 from evolve_tasks.strategies.drive import drive
-from evolve_tasks.strategies.submitting import FutureCarrier, Submitter
+from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.workers.calls import ExpandCall
 from evolve_tasks.workers.nested import NestedCall
 
@@ -63,15 +64,22 @@ def shares(in_flight: int | None, threads: int) -> Shares | None:
     return Shares(units=units, items=in_flight // units)
 
 
-def flow_sends_items(options: EvolveOptions, stages: Sequence[Stage]) -> str | None:
+def flow_sends_items(
+    options: EvolveOptions, stages: Sequence[Stage], *, iterates: bool
+) -> str | None:
     """Why the flow sends items itself, though the strategy is `nested`; `None` if it does not.
 
     A journal is written by the flow, and has to have each item before it counts as done: what a
     source keeps to itself until its end would be done again. And a source that waits for its
     items holds the resources that its stage takes, which they may need. With more than two
     stages each level would hold its own window open: the flow sees all levels, and bounds them
-    together. So it does where the items of the whole run are bounded, or compared.
+    together. So it does where the items of the whole run are bounded, or compared, where somebody
+    changes the bound as it goes, and where a loop takes each result as it comes.
     """
+    if iterates:
+        return "the loop gets each result as it comes, and holds back what is ahead of it"
+    if (variable := options.limits.in_flight_variable) is not None:
+        return f"the variable {variable!r} changes how many are in flight"
     if any(map(generates, stages[:-1])):
         return "what a generator gives on its way is handed out by the flow"
     if options.unique:
@@ -99,7 +107,7 @@ class _NestedCarrier(FutureCarrier):
         super().__init__(run, submitter)
         self._threads = threads
         self._budget = _within_source(failure_budget(run.options.on_failure))
-        self._sends_items = flow_sends_items(run.options, run.stages)
+        self._sends_items = flow_sends_items(run.options, run.stages, iterates=run.iterates)
 
     def expand(self, action: Expand, call: ExpandCall) -> None:
         if action.crashes or action.parent >= 0 or self._sends_items:

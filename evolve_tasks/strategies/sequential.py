@@ -32,6 +32,7 @@ from evolve_tasks.workers.calls import (
     RunSpec,
 )
 from evolve_tasks.workers.runtime import Runtime
+from evolve_tasks.workers.task_runs import task_runs_are_of
 from evolve_tasks.workers.unit_runs import OpenRun
 from evolve_tasks.workers.units import measure
 
@@ -46,6 +47,7 @@ def run_sequential(run: EvolvingRun, spec: RunSpec) -> Generator[Portion, None, 
         # One API client for the run: each costs tens of milliseconds to make.
         template.run(stack.enter_context, SyncClientContext.get_or_create())
         stack.callback(template.run, stack.pop_all().close)
+        template.run(task_runs_are_of, spec.run)
         runtime = Runtime(
             spec, template, lambda: run.core.stopped is not None or run.interrupted, "flow", SIGNALS
         )

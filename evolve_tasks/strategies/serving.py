@@ -15,6 +15,9 @@ from evolve_tasks.errors import ClusterLost, ClusterUnfit
 # otherwise: adaptive clusters may need some minutes for their first machine.
 NO_WORKERS_S = 300.0
 
+# How long nothing may end before it is asked whether there are workers at all.
+IDLE_S = 5.0
+
 Resources = Mapping[str, float]
 
 

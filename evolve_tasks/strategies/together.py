@@ -44,9 +44,9 @@ def parties(sending: Sending, actions: Sequence[Expand | Process]) -> list[list[
         first = found[-1][0].call.recording if found else None
         call: ExpandCall | ProcessCall
         if isinstance(action, Process):
-            call = sending.process(action, first)
+            call = sending.process(action, first, leads=len(actions) > 1)
         else:
-            call = sending.inner(action, first)
+            call = sending.inner(action, first, leads=len(actions) > 1)
         if first is None or not _like(call, first):
             found.append([])
         found[-1].append(Member(action, call))

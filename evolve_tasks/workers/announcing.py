@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
 from prefect.events import Event
+from prefect.events.worker import should_emit_events
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 # Below what a person notices in the UI, which asks every few seconds.
@@ -41,8 +42,9 @@ def emit(
 ) -> Event | None:
     """Tell Prefect of a new state of a task run.
 
-    Where another run ends, Prefect's service for events is drained in this process, and takes
-    nothing more; who had asked for it a moment before gets another one.
+    Where the last run on this worker ends, Prefect's service for events is drained, and takes
+    nothing more; who had asked for it a moment before gets another one. Prefect logs that it
+    could not be told, and raises nothing.
     """
     telling = partial(
         emit_task_run_state_change_event,
@@ -51,10 +53,10 @@ def emit(
         validated_state=state,
         follows=follows,
     )
-    try:
-        return telling()
-    except RuntimeError:
-        return telling()
+    event = telling()
+    if event is None and should_emit_events():
+        event = telling()
+    return event
 
 
 class Announcement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
 from contextvars import copy_context
 from copy import copy
@@ -24,7 +24,13 @@ from prefect.utilities.engine import should_log_prints
 from evolve_tasks.more import More
 from evolve_tasks.stages import Stage, as_items, called
 from evolve_tasks.workers.calls import Recording
-from evolve_tasks.workers.engines import needs_engine, run_coroutine, run_task, unwrapped
+from evolve_tasks.workers.engines import (
+    needs_engine,
+    run_coroutine,
+    run_task,
+    tell_unbegun,
+    unwrapped,
+)
 from evolve_tasks.workers.gathering import Kept, gather, gather_async
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.task_runs import Parameters, new_task_run
@@ -66,6 +72,7 @@ class BoundStage:
         threads: where a task with a time limit runs.
         most_items: items that are wanted of an expanding stage; `None` for all.
         spread: it is called with several arguments, which come as one tuple.
+        free_tags: tags that are no limits on concurrency.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class BoundStage:
         most_items: int | None = None,
         *,
         spread: bool = False,
+        free_tags: Collection[str] = (),
     ) -> None:
         self.stage = stage
         self._spread = spread
@@ -83,12 +91,13 @@ class BoundStage:
         self.task = stage.task
         self._signals = signals
         self._threads = threads
+        self._free_tags = free_tags
         most = None if stage.last else most_items  # what the last one gives is one result
         self.function = _collecting(called(stage.function), most)
         self.quick = False  # calling the function alone leaves nothing out
         self._parameters: Parameters | None = None
         if stage.task is not None:
-            self.quick = not needs_engine(stage.task)
+            self.quick = not needs_engine(stage.task, free_tags)
             self._parameters = Parameters(stage.task)
             if stage.task.isgenerator:
                 self.task = copy(stage.task)
@@ -165,6 +174,7 @@ class BoundStage:
             recorded=recorded,
             plain=self.quick,
             threads=self._threads,
+            free_tags=self._free_tags,
         )
         with Kept() as here:
             try:
@@ -173,6 +183,8 @@ class BoundStage:
             except self._signals:
                 raise
             except BaseException as error:
+                if recorded and task_run.run_count == 0:
+                    tell_unbegun(task_run, error)
                 return Ran(self._before(here), error=error, attempts=task_run.run_count)
         return Ran(value=value, attempts=task_run.run_count)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
@@ -11,7 +12,7 @@ from dask.sizeof import sizeof
 from prefect import Task
 
 from evolve_tasks.core.folding import Block
-from evolve_tasks.naming import LABEL, one_line
+from evolve_tasks.naming import label_below
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
 from evolve_tasks.workers.transport import Packed
@@ -38,6 +39,7 @@ class RunSpec:
         collect: what is called with each source that has ended, or inner item, by its stage.
         reduce: what combines two results; `None` for nothing.
         values_wanted: the flow wants each result, also where they are combined.
+        free_tags: tags of the stages and around them that are no limits on concurrency.
     """
 
     run: str
@@ -56,6 +58,7 @@ class RunSpec:
     collect: Mapping[int, Stage] = field(default_factory=dict)
     reduce: Stage | None = None
     values_wanted: bool = True
+    free_tags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class SourceCall:
         """One of its items, as something that gives items in turn."""
         return SourceCall(
             self.position,
-            one_line(f"{self.label} {position}", LABEL),
+            label_below(self.label, position),
             item_run_id(self.run_id, position),
             inner=(*self.inner, position),
             depth=self.depth,
@@ -108,6 +111,7 @@ class Part:
         start: position of the first item in that list.
         stop: position after the last one.
         size: how many items the list had when it was found.
+        given: what stands for them, as `SourceEnd.stands_for` said; empty where nobody asked.
     """
 
     label: str
@@ -115,6 +119,7 @@ class Part:
     start: int
     stop: int
     size: int
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +375,10 @@ class SourceEnd:
     discoveries: list[Discovery] = field(default_factory=list)
     given: int = 0
     parts: Parts | None = None
+
+    def stands_for(self) -> str:
+        """What tells its items from others, where that is known; or else nothing."""
+        return self.token or (blake2b(self.keys, digest_size=8).hexdigest() if self.keys else "")
 
 
 @dataclass(slots=True)

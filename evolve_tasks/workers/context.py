@@ -7,7 +7,9 @@ each. Tasks run in copies of the context variables that come of it.
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
@@ -26,6 +28,7 @@ from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
 
 FLUSH_S = 10.0  # how long a worker may take to send its last events and logs
+SENDING_S = 0.02  # how often it is looked whether they are sent, where others go on
 
 
 class ContextPlugin(WorkerPlugin):
@@ -70,18 +73,32 @@ class ContextPlugin(WorkerPlugin):
         if self._template is None:
             return
         template, self._template = self._template, None
-        await flush()
+        await flush(worker)
         # The connection may be gone with the flow; there is nobody left to tell.
         with suppress(Exception):
             template.run(self._stack.close)
 
 
-async def flush() -> None:
+async def flush(worker: Worker) -> None:
     """Send the events and log lines that are held back in this process."""
-    afterwards.drain()
+    await asyncio.to_thread(afterwards.drain)
+    if any(isinstance(plugin, ContextPlugin) for plugin in worker.plugins.values()):
+        # A service that is drained takes nothing more, and others are still at work here. Log
+        # lines are sent every two seconds.
+        await _events_sent()
+        return
     for service in (EventsWorker, APILogWorker):
         draining: Any = service.drain_all(timeout=FLUSH_S)
         await draining
+
+
+async def _events_sent() -> None:
+    """Wait until Prefect's service has sent the events that it had."""
+    deadline = time.monotonic() + FLUSH_S
+    known: Any = EventsWorker._instances  # type: ignore[misc]  # those of all services
+    services = [one for one in known.values() if isinstance(one, EventsWorker)]
+    while time.monotonic() < deadline and any(one._queue.unfinished_tasks for one in services):
+        await asyncio.sleep(SENDING_S)
 
 
 def context_here(name: str | None) -> Context:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -24,13 +24,14 @@ from prefect.results import (  # type: ignore[attr-defined]
     should_persist_result,
 )
 from prefect.settings.context import get_current_settings
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.tasks import MaterializingTask
 from prefect.transactions import AsyncTransaction, Transaction, transaction
 from prefect.utilities.callables import call_with_parameters, get_call_parameters
 from prefect.utilities.engine import should_log_prints
 
+from evolve_tasks.naming import error_text
 from evolve_tasks.workers.announcing import Announcement, afterwards, announcer, emit
 from evolve_tasks.workers.failing import made_speakable
 from evolve_tasks.workers.gathering import was_cut
@@ -56,6 +57,7 @@ def run_task(
     recorded: bool,
     plain: bool,
     threads: TimedThreads,
+    free_tags: Collection[str] = (),
 ) -> Any:
     """Run a task, with everything that the task asks for.
 
@@ -73,6 +75,7 @@ def run_task(
         recorded: whether the API is told.
         plain: whether the task has nothing that calling its function alone would leave out.
         threads: where an attempt runs that has a time limit, if the task is sync.
+        free_tags: tags that are no limits on concurrency.
 
     Returns:
         What the task returned, checked.
@@ -86,6 +89,7 @@ def run_task(
         engine = kind(task=task, parameters=parameters, task_run=task_run)
         engine._parameters_resolved = True
         engine.check = check
+        engine.tags = _held_back(task_run, free_tags)
         value = run_coroutine(_run_async(engine))
     else:
         kind_sync: type[_SyncEngine] = _QuietSyncEngine
@@ -95,9 +99,23 @@ def run_task(
         engine_sync._parameters_resolved = True
         engine_sync.check = check
         engine_sync.threads = threads
+        engine_sync.tags = _held_back(task_run, free_tags)
         _run_sync(engine_sync)
         value = engine_sync.result()
     return check(unwrapped(value)) if isinstance(value, State) else value
+
+
+def tell_unbegun(task_run: TaskRun, error: BaseException) -> None:
+    """Let a task run fail that Prefect could not begin: it tells nobody.
+
+    A function that makes its name may have raised, or the storage for its result is not there.
+    """
+    before = task_run.state
+    assert before is not None, "every task run has a state"
+    state: State[Any] = Failed(message=f"Task run could not begin: {error_text(error)}")
+    task_run.start_time = task_run.start_time or cast(Any, before.timestamp)
+    enter_state(task_run, before, state)
+    afterwards.tell(task_run, before, state, None)
 
 
 def run_in_time(
@@ -149,6 +167,20 @@ def run_plainly(
     return engine.state
 
 
+def _held_back(task_run: TaskRun, free_tags: Collection[str]) -> list[str] | None:
+    """Take the tags from a task run until it runs, where Prefect would ask for each in vain."""
+    if not task_run.tags or not set(task_run.tags).issubset(free_tags):
+        return None
+    held_back, task_run.tags = task_run.tags, []
+    return held_back
+
+
+def _given_back(engine: _SyncEngine | _AsyncEngine) -> None:
+    if engine.tags is not None:
+        assert engine.task_run is not None
+        engine.task_run.tags, engine.tags = engine.tags, None
+
+
 def _run_sync(engine: SyncTaskRunEngine[Any, Any]) -> None:
     """Do what Prefect's `run_task_sync` does, with an engine of ours."""
     with engine.start():
@@ -185,9 +217,15 @@ def keeps_results(task: Task[..., Any]) -> bool:
     return bool(persists or task.cache_key_fn or task.result_storage_key)
 
 
-def needs_engine(task: Task[..., Any]) -> bool:
-    """Whether a task has anything that calling its function alone would leave out."""
+def needs_engine(task: Task[..., Any], free_tags: Collection[str] = ()) -> bool:
+    """Whether a task has anything that calling its function alone would leave out.
+
+    Args:
+        task: the task.
+        free_tags: tags that are no limits on concurrency.
+    """
     tags_context = TagsContext.get()
+    tags = task.tags if tags_context is None else task.tags | tags_context.current_tags
     return bool(
         task.retries
         or task.timeout_seconds
@@ -197,8 +235,7 @@ def needs_engine(task: Task[..., Any]) -> bool:
         or task.on_running_hooks
         or task.on_rollback_hooks
         or task.on_commit_hooks
-        or task.tags
-        or (tags_context is not None and tags_context.current_tags)
+        or tags.difference(free_tags)
         or task.asset_deps
         or isinstance(task, MaterializingTask)
     )
@@ -250,6 +287,7 @@ class _SyncEngine(SyncTaskRunEngine[Any, Any]):
 
     check: Check
     threads: TimedThreads
+    tags: list[str] | None = None  # what its task run gets as soon as it runs
     _parameters_resolved = False  # Prefect walks through them in search of futures and states
 
     @contextmanager
@@ -351,6 +389,7 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
     """The same for async tasks."""
 
     check: Check
+    tags: list[str] | None = None
     _parameters_resolved = False
 
     async def handle_exception(self, exc: Exception) -> None:
@@ -407,6 +446,7 @@ def _enter_briefly(engine: _BriefSyncEngine | _BriefAsyncEngine, state: State[An
     """Enter a state; that it runs is told if it does so for a moment."""
     task_run, before, follows = engine.task_run, engine.state, None
     assert task_run is not None
+    _given_back(engine)
     enter_state(task_run, before, state)
     if engine.announced is not None:
         follows, engine.announced = engine.announced.settle(), None
@@ -432,13 +472,21 @@ class _UnitEngine(_PlainSyncEngine):
         yield Transaction(write_on_commit=False, logger=self.logger)  # not entered
 
 
-def run_recorded(task: Task[..., Any], task_run: TaskRun) -> None:
+def run_recorded(task: Task[..., Any], task_run: TaskRun, free_tags: Collection[str] = ()) -> None:
     """Run a task without parameters, whose value nobody asks for, as a task run.
+
+    Args:
+        task: the task.
+        task_run: its task run, which has those of its tags that are no limits: in limits each of
+            what it stands for has its own place.
+        free_tags: tags that are no limits on concurrency.
 
     Raises:
         Exception: what the task raised.
     """
+    task_run.tags = [tag for tag in task_run.tags if tag in free_tags]
     engine = _UnitEngine(task=task, parameters={}, task_run=task_run)
+    engine.tags = _held_back(task_run, free_tags)
     engine.check = lambda value: value
     _run_sync(engine)
     engine.result()
@@ -449,6 +497,7 @@ class _QuietSyncEngine(_SyncEngine):
 
     def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         assert self.task_run is not None
+        _given_back(self)
         enter_state(self.task_run, self.state, state)
         return state
 
@@ -461,6 +510,7 @@ class _QuietAsyncEngine(_AsyncEngine):
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         assert self.task_run is not None
+        _given_back(self)
         enter_state(self.task_run, self.state, state)
         return state
 
@@ -474,11 +524,9 @@ class _RetellingEngine(_BriefSyncEngine):
     error: BaseException
     began: datetime
     ended: datetime
-    tags: list[str]
 
     def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         assert self.task_run is not None
-        self.task_run.tags = self.tags
         if state.is_running():
             state.timestamp = self.began
             self.task_run.start_time = cast(Any, self.began)
@@ -541,7 +589,7 @@ def record_failure(
     task_run.expected_start_time = cast(Any, engine.began)
     task_run.run_count = attempts - 1
     # A tag may be a limit on concurrency, in which its item has had its place.
-    engine.tags, task_run.tags = task_run.tags, []
+    engine.tags = _held_back(task_run, task_run.tags)
     try:
         _run_sync(engine)
     except BaseException as raised:

@@ -163,6 +163,8 @@ class _Children:
         self._allowance -= size if each else 0
         seen = not each and self._pace.take(1 if is_task else 0, time.monotonic())
         self.unseen += is_task and not (each or seen)
+        if seen and is_task and size == 1:
+            each, seen = True, False  # or it had two task runs if it failed
         source = expand.sources[action.offset]
         call = ProcessCall(
             stage=self._stage.position,

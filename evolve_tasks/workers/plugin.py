@@ -17,6 +17,7 @@ from evolve_tasks.workers.console import forwarded
 from evolve_tasks.workers.context import context_here, flush, surrounded
 from evolve_tasks.workers.marks import Marks, marks_path
 from evolve_tasks.workers.runtime import Runtime
+from evolve_tasks.workers.task_runs import task_runs_are_of
 from evolve_tasks.workers.transport import Packed
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class RunPlugin(WorkerPlugin):
 
     def _open(self) -> Runtime:
         spec = self._spec()
+        task_runs_are_of(self._run)
         self._stack.enter_context(surrounded(spec.surroundings))
         self._stack.enter_context(forwarded(self._worker, self._run, spec.terminal_pid))
         mark, plugins = stop_name(self._run), self._worker.plugins
@@ -134,7 +136,7 @@ class RunPlugin(WorkerPlugin):
             return
         self._runtime.close()
         self._runtime = None
-        await flush()
+        await flush(worker)
         # The connection may be gone with the flow; there is nobody left to tell.
         with suppress(Exception):
             self._template.run(self._stack.close)

@@ -114,7 +114,8 @@ class Runtime:
         self._stack.enter_context(prints_heard())
         self._bound = template.copy().run(
             lambda: [
-                BoundStage(stage, signals, self._threads, spec.most_items) for stage in spec.stages
+                BoundStage(stage, signals, self._threads, spec.most_items, free_tags=spec.free_tags)
+                for stage in spec.stages
             ]
         )
         self._collects = {of: self._beside(stage, signals) for of, stage in spec.collect.items()}
@@ -123,7 +124,14 @@ class Runtime:
     def _beside(self, stage: Stage, signals: tuple[type[BaseException], ...]) -> BoundStage:
         """What is called beside the stages, with several arguments."""
         return self._template.copy().run(
-            partial(BoundStage, stage, signals, self._threads, spread=True)
+            partial(
+                BoundStage,
+                stage,
+                signals,
+                self._threads,
+                spread=True,
+                free_tags=self.spec.free_tags,
+            )
         )
 
     def expand(self, call: ExpandCall, items: Sequence[Any]) -> Expansion:
@@ -158,7 +166,8 @@ class Runtime:
         """Begin a task run that units may belong to, under the name of a stage's task."""
         task = self._bound[stage].task
         assert task is not None, "a stage that is no task has no task runs"
-        return OpenRun(task, self.spec.stages[stage].name, label, self._template.copy())
+        name, context = self.spec.stages[stage].name, self._template.copy()
+        return OpenRun(task, name, label, context, self.spec.free_tags)
 
     def close(self) -> None:
         """End the threads that it keeps for tasks with a time limit."""
@@ -554,6 +563,7 @@ class Runtime:
                 name=name,
                 upstream=recording.upstream,
                 body=partial(body, *arguments, **keywords),
+                free_tags=self.spec.free_tags,
             )
 
         return recorded

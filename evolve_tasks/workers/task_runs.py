@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -15,6 +16,24 @@ from prefect.states import Pending
 from prefect.utilities.callables import get_call_parameters
 
 from evolve_tasks.stages import called
+
+# Name of the `evolve` whose task runs are made here: it tells them from those of others in the same
+# flow run, which may have the same stages.
+_of_run: ContextVar[str] = ContextVar("evolve_run", default="")
+
+
+def task_runs_are_of(run: str) -> None:
+    """Say in the context of the caller to which `evolve` task runs belong.
+
+    Args:
+        run: its unique name.
+    """
+    _of_run.set(run)
+
+
+def key_of(run: str, run_id: UUID) -> str:
+    """What Prefect calls the dynamic key of a task run: unique in its flow run."""
+    return f"{run}-{run_id}" if run else str(run_id)
 
 
 def first_parameter(task: Task[..., Any]) -> str:
@@ -92,7 +111,7 @@ def new_task_run(
         name=name,
         flow_run_id=flow_run_id,
         task_key=task.task_key,
-        dynamic_key=str(run_id),
+        dynamic_key=key_of(_of_run.get(), run_id),
         task_version=task.version,
         empirical_policy=TaskRunPolicy(
             retries=task.retries,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
@@ -28,10 +28,11 @@ def run_as_unit(
     name: str,
     upstream: UUID | None,
     body: Callable[[], R],
+    free_tags: Collection[str],
 ) -> R:
-    """Run something as one task run under a task's name, with nothing else of the task.
+    """Run something as one task run under a task's name, with its tags and nothing else of it.
 
-    It has no tags: they are limits on concurrency, which its items take themselves.
+    Tags that are limits on concurrency it has not: its items take their places themselves.
     """
     results: list[R] = []
     persists = should_persist_result()
@@ -45,9 +46,8 @@ def run_as_unit(
         cache_policy=NO_CACHE,
     )
     task_run = new_task_run(task, run_id=run_id, name=name, upstream=upstream)
-    task_run.tags = []
     task_run.empirical_policy = TaskRunPolicy(retries=0)
-    run_recorded(unit, task_run)
+    run_recorded(unit, task_run, free_tags)
     return results[0]
 
 
@@ -72,9 +72,17 @@ class OpenRun:
         stage: name of its stage.
         label: what its name has in brackets.
         context: context variables of the flow run; not used by anybody else.
+        free_tags: tags that are no limits on concurrency.
     """
 
-    def __init__(self, task: Task[..., Any], stage: str, label: str, context: Context) -> None:
+    def __init__(
+        self,
+        task: Task[..., Any],
+        stage: str,
+        label: str,
+        context: Context,
+        free_tags: Collection[str],
+    ) -> None:
         self.run_id = uuid4()
         self.label = label
         name = f"{stage}[{label}]"
@@ -86,6 +94,7 @@ class OpenRun:
             name=name,
             upstream=None,
             body=self._over.wait,
+            free_tags=free_tags,
         )
         self._thread = threading.Thread(target=context.run, args=(run,), name=f"evolve-{name}")
         self._thread.start()

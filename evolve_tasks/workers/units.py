@@ -26,6 +26,11 @@ from evolve_tasks.workers.ended import ended_before, kept_before, mark_ended
 from evolve_tasks.workers.plugin import runtime_of
 from evolve_tasks.workers.transport import Unpacked
 
+PARSED_AGAIN = (
+    "when it was parsed again after a worker had died with them, so that positions mean nothing "
+    "any more; let a source give the same items each time"
+)
+
 
 def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -> Expansion:
     """Run an expanding stage on what comes along, or on a part of what was found; it stays here."""
@@ -122,11 +127,9 @@ def cut(expansion: Expansion, part: Part) -> Slice:
     """
     items = expansion.lists[part.offset]
     if len(items) != part.size:
-        raise ItemsChanged(
-            f"{part.label} gave {part.size} items, and {len(items)} when it was parsed again"
-            " after a worker had died with them, so that positions mean nothing any more; let a "
-            "source give the same items each time"
-        )
+        raise ItemsChanged(f"{part.label} gave {part.size} items, and {len(items)} {PARSED_AGAIN}")
+    if part.given and expansion.measure.ends[part.offset].stands_for() != part.given:
+        raise ItemsChanged(f"{part.label} gave other items, or in another order, {PARSED_AGAIN}")
     return Slice(items[part.start : part.stop])
 
 

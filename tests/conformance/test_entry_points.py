@@ -55,6 +55,30 @@ def test_iter_gives_each_item_once(strategy: str, runner: Any) -> None:
     assert [item.source for item in in_order] == [3, 3, 3, 2, 2, 1]
 
 
+had_some = threading.Event()
+
+
+def waits_for_the_loop(item: int) -> int:
+    """Of the later items none ends before the loop has had some of the first."""
+    assert item < 20 or had_some.wait(60), "the loop was given nothing"
+    return item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_iter_gives_items_while_their_source_is_worked_on(strategy: str, runner: Any) -> None:
+    had_some.clear()
+
+    def body() -> list[int]:
+        given = []
+        for one in evolve_iter([40], range, waits_for_the_loop, strategy=strategy, batch=1):
+            given.append(one.value)
+            if len(given) == 5:
+                had_some.set()
+        return given
+
+    assert sorted(in_flow(runner, body)) == list(range(40))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_aevolve_in_an_async_flow(strategy: str, runner: Any) -> None:
     async def body() -> list[int]:
@@ -272,10 +296,9 @@ def test_outside_a_flow_it_is_refused() -> None:
         (([1], count_up, double), {"in_flight": 0}, ["in_flight", "0", "1"]),
         (([1], count_up, double), {"batch": 0}, ["batch", "0", "1"]),
         (([1], count_up, double), {"batch": -3}, ["batch", "-3"]),
-        (([1], count_up, double), {"batch": 2, "options": {"batch": 3}}, ["batch", "once"]),
+        (([1], count_up, double), {"buffered": 2, "limits": {"max_items": 3}}, ["buffered", "one"]),
         (([1], count_up, double), {"collect": 3}, ["collect"]),
         (([1], count_up, double), {"key": 3}, ["key", "not callable"]),
-        (([1], count_up, double), {"key": str}, ["key", "unique=True"]),
         (([1], count_up, double), {"journal": ""}, ["journal", "name that runs share"]),
     ],
     ids=lambda value: None,

@@ -121,6 +121,18 @@ def test_each_source_is_collected(strategy: str, collect: Any, batch: Any, runne
     assert linked == ("joined_task[bad]" if collect is joined_task else None)
 
 
+def written(source: str, results: list[str], separator: str = "-") -> str:
+    return separator.join([source, *results])
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "as_completed"])
+def test_a_third_parameter_of_the_users_own_keeps_its_value(strategy: str, runner: Any) -> None:
+    def body() -> Outcome:
+        return evolve(["ab", ""], letters, upper, collect=written, strategy=strategy)
+
+    assert in_flow(runner, body).collected == [("ab", "ab-A-B"), ("", "")]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_who_asks_for_failures_is_given_them(strategy: str, runner: Any) -> None:
     def body() -> Outcome:

@@ -369,9 +369,17 @@ def gives(count: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("in_flight", "batch"), [(1, 1), (3, "auto"), (4, 4), (None, "auto"), (None, 1)]
+    ("strategy", "in_flight", "batch"),
+    [
+        *((strategy, 1, 1) for strategy in STRATEGIES),
+        ("as_completed", 3, "auto"),
+        ("async", 4, 4),
+        ("nested", 3, "auto"),
+        ("as_completed", None, 1),
+        ("async", None, "auto"),
+        ("nested", None, 1),
+    ],
 )
-@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_many_of_them_leave_room_for_their_items(
     strategy: str, in_flight: Any, batch: Any, runner: Any
 ) -> None:

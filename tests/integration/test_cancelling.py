@@ -233,7 +233,7 @@ def test_a_flow_that_dies_leaves_the_cluster_clean(
         until(lambda: not own(client), "nothing is left on the cluster")
     if how != signal.SIGKILL:
         flow_run_id = UUID((tmp_path / "flow run").read_text())
-        assert "ended early after" in progress_of(flow_run_id)[1]
+        assert "cancelled after" in progress_of(flow_run_id)[1]
 
 
 def test_a_runner_that_cancels_by_a_signal_leaves_a_progress_that_says_so(

@@ -34,6 +34,11 @@ def trivial(item: int) -> int:
     return item
 
 
+@task(tags=["etl"])
+def tagged(item: int) -> int:
+    return item
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts all requests of this process, in which the flow and the workers are."""
@@ -95,3 +100,14 @@ def test_a_hundred_thousand_items_cost_two_hundred_calls_and_the_budget(
     # Of each task run that it has ended, and of long ones that they run.
     until(lambda: events_of(ids[0]) >= runs, "events are there")
     assert events_of(ids[0]) <= 2 * runs + OWN_EVENTS
+
+
+def test_tags_that_limit_nothing_cost_no_calls(thread_workers: str, calls: Counter[str]) -> None:
+    @flow(task_runner=EvolveTaskRunner(address=thread_workers))
+    def night() -> int:
+        calls.clear()
+        return len(evolve(range(5), thousand, tagged).results)
+
+    assert night() == 5 * ITEMS
+    asked = Counter(calls)
+    assert 0 < asked.total() <= MOST_CALLS, asked

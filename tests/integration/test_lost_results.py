@@ -25,10 +25,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
 from evolve_tasks import ClusterLost, EvolveTaskRunner, Outcome, RunCancelled, evolve
-from evolve_tasks.stages import stages_from
-from evolve_tasks.strategies import submitting
-from evolve_tasks.strategies.submitting import Submitter, new_run_name
-from evolve_tasks.workers.calls import BatchResult, RunSpec
+from evolve_tasks.strategies import fetching
+from evolve_tasks.strategies.fetching import Fetching
+from evolve_tasks.workers.calls import BatchResult
 from tests.conformance.flows import in_flow
 from tests.integration.test_clear_ends import SHORT, worker
 from tests.integration.waiting import until
@@ -88,19 +87,19 @@ class Hold:
 
     def over(self, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Any]) -> None:
         """Hold them back; call `then` when some have come after that."""
-        take = Submitter.take
+        take = Fetching.take
 
-        def held(submitter: Submitter, futures: list[Future[Any]], *more: Any) -> list[Any]:
+        def held(results: Fetching, futures: list[Future[Any]], *more: Any) -> list[Any]:
             of_items = any(str(future.key[0]).startswith("noted-") for future in futures)
             if of_items:
                 assert self.killed.wait(60), "the worker was not killed"
-            answers = take(submitter, futures, *more)
+            answers = take(results, futures, *more)
             if found := [answer for answer in answers if isinstance(answer, BatchResult)]:
                 self.fetched += found
                 then()
             return answers
 
-        monkeypatch.setattr(Submitter, "take", held)
+        monkeypatch.setattr(Fetching, "take", held)
 
     def kill(self, address: str) -> None:
         """Kill a worker, as soon as each has results and none is at work."""
@@ -204,10 +203,9 @@ def test_a_run_that_waits_for_lost_results_can_be_cancelled(
 
 
 def test_only_what_is_there_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submitting, "FETCH_S", 0.5)
+    monkeypatch.setattr(fetching, "FETCH_S", 0.5)
     with workers(2, tmp_path) as address, Client(address, set_as_default=False) as client:
-        spec = RunSpec(new_run_name(), stages_from([twenty, noted]), {}, failures_recorded=False)
-        submitter = Submitter(client, None, spec)
+        results = Fetching(client)
         ones, pids = list(client.nthreads()), client.run(os.getpid)
         futures = [client.submit(abs, -number, key=("one", number)) for number in range(4)]
         ours = [
@@ -215,16 +213,16 @@ def test_only_what_is_there_is_fetched(tmp_path: Path, monkeypatch: pytest.Monke
             for number, place in enumerate(ones)
         ]
         until(lambda: all(future.done() for future in futures + ours), "all have ended")
-        assert submitter.take(futures, lambda: False) == [0, 1, 2, 3]
+        assert results.take(futures, lambda: False) == [0, 1, 2, 3]
         until(lambda: all(future.status == "cancelled" for future in futures), "they are released")
 
         # A worker that does not answer, and does not close its connections.
         os.kill(pids[ones[0]], signal.SIGSTOP)
-        assert submitter.take(ours, lambda: False) == [None, None]
-        assert submitter.take(ours[1:], lambda: False) == [1]
-        assert submitter.take(ours[:1], lambda: True) == [None]
+        assert results.take(ours, lambda: False) == [None, None]
+        assert results.take(ours[1:], lambda: False) == [1]
+        assert results.take(ours[:1], lambda: True) == [None]
         os.kill(pids[ones[0]], signal.SIGCONT)
-        until(lambda: submitter.take(ours[:1], lambda: False) == [0], "it comes")
+        until(lambda: results.take(ours[:1], lambda: False) == [0], "it comes")
 
         # One that is lost, one that failed, one that is there.
         lost = client.submit(abs, -1, key=("lost", 1), workers=[ones[0]])
@@ -234,5 +232,5 @@ def test_only_what_is_there_is_fetched(tmp_path: Path, monkeypatch: pytest.Monke
         until(lambda: all(future.done() for future in mixed), "all have ended")
         os.kill(pids[ones[0]], signal.SIGKILL)
         until(lambda: lost.status == "lost", "it is told that it is lost")
-        answers: list[Any] = submitter.take(mixed, lambda: False)
+        answers: list[Any] = results.take(mixed, lambda: False)
         assert [type(answer).__name__ for answer in answers] == ["NoneType", "Lost", "int"]

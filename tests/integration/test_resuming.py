@@ -377,8 +377,6 @@ def test_what_cannot_be_meant_is_refused(diary: Path, runner: Any) -> None:
         call(fingerprint="size", journal="a")
     with pytest.raises(InvalidInput, match="no journal that runs share"):
         call(fingerprint=file_fingerprint)
-    with pytest.raises(InvalidInput, match="no journal that runs share"):
-        call(fingerprint=file_fingerprint, journal=True)
 
     @task
     def inside() -> Any:

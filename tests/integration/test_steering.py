@@ -136,7 +136,6 @@ def test_a_variable_says_how_many_items_are_in_flight(
     def night() -> Outcome:
         limits = Limits(in_flight_variable=name)
         options: Any = {"strategy": strategy, "batch": 1, "record": "sources", "limits": limits}
-        # A nested source keeps the share that it began with; the next ones get theirs of the new.
         return evolve([str(tmp_path)] * 4, some, gated_alike, **options)
 
     with caplog.at_level(logging.INFO):

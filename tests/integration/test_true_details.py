@@ -10,7 +10,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect import flow, task
+from prefect import flow, tags, task
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run
 
@@ -92,6 +93,81 @@ def test_a_failed_item_of_a_batch_has_its_own_times_name_and_attempts(
     assert (failed.end_time - failed.start_time).total_seconds() < last - first + 1
 
 
+@pytest.mark.parametrize("record", ["batches", "auto"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_batch_of_one_that_fails_is_one_task_run(
+    strategy: str, record: str, tmp_path: Path, thread_workers: str
+) -> None:
+    outcome, runs = in_flow(
+        EvolveTaskRunner(address=thread_workers),
+        [(str(tmp_path), 5)],
+        count_to,
+        check,
+        strategy=strategy,
+        record=record,
+        record_budget=0,
+        batch=1,
+    )
+    assert outcome.results == [0, 1, 2, 4]
+    states = sorted((run.name, run.state_name) for run in runs if run.name.startswith("check"))
+    assert states == [(f"check {n}", "Failed" if n == 3 else "Completed") for n in range(5)]
+    (failed,) = [run for run in runs if run.state_name == "Failed"]
+    assert (failed.run_count, failed.tags) == (2, ["checks"])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_batches_have_the_tags_of_their_task(
+    strategy: str, tmp_path: Path, thread_workers: str
+) -> None:
+    with tags("night"):
+        _, runs = in_flow(
+            EvolveTaskRunner(address=thread_workers),
+            [(str(tmp_path), 3)],
+            count_to,
+            tagged,
+            strategy=strategy,
+            record="batches",
+            batch=3,
+        )
+    found = {run.name.partition("[")[0]: set(run.tags) for run in runs}
+    assert found == {"count_to": {"night"}, "tagged": {"night", "checks"}}
+
+
+@task(tags=["checks"])
+def tagged(item: tuple[str, int]) -> int:
+    return item[1]
+
+
+@task(tags=["one at a time"])
+def alone(item: tuple[str, int]) -> int:
+    """Fail where two run at the same time."""
+    busy = Path(item[0], "busy")
+    busy.touch(exist_ok=False)
+    time.sleep(0.05)
+    busy.unlink()
+    return item[1]
+
+
+@pytest.mark.parametrize("record", ["items", "batches"])
+def test_a_tag_that_is_a_limit_holds(record: str, tmp_path: Path, thread_workers: str) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit(tag="one at a time", concurrency_limit=1)
+        try:
+            outcome, runs = in_flow(
+                EvolveTaskRunner(address=thread_workers),
+                [(str(tmp_path), 6)],
+                count_to,
+                alone,
+                record=record,
+                batch=2,
+            )
+        finally:
+            client.delete_concurrency_limit_by_tag("one at a time")
+    assert outcome.results == list(range(6)), outcome.failures
+    own = {tuple(run.tags) for run in runs if run.name.startswith("alone")}
+    assert own == ({("one at a time",)} if record == "items" else {()})
+
+
 def numbered(name: str) -> str:
     raise LookupError(f"no name for {name}")
 
@@ -116,6 +192,24 @@ def test_a_function_that_gives_no_name_does_not_hide_the_failure(
     names = [run.name for run in runs if run.state_name == "Failed"]
     assert len(names) == 2
     assert all(name.startswith("fails[") for name in names), names
+
+
+@task(persist_result=True, result_storage_key="{parameters[nothing]}")
+def unbegun(item: tuple[str, int]) -> int:
+    return item[1]
+
+
+def test_what_cannot_begin_is_a_failed_task_run(tmp_path: Path, thread_workers: str) -> None:
+    outcome, runs = in_flow(
+        EvolveTaskRunner(address=thread_workers),
+        [(str(tmp_path), 2)],
+        count_to,
+        unbegun,
+        record="items",
+    )
+    assert len(outcome.failures) == 2
+    states = [run.state_name for run in runs if run.name.startswith("unbegun")]
+    assert states == ["Failed"] * 2
 
 
 @task

@@ -175,15 +175,18 @@ def test_tolerate_in_python_and_in_json_are_the_same() -> None:
 # -- given twice ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [EvolveOptions(batch=2), {"batch": 2}])
-def test_an_option_given_twice(options: Any) -> None:
-    message = refusal(options, batch=3)
-    assert_says(message, "'batch'", "options=", "keyword", "give each option once")
+@pytest.mark.parametrize(
+    "options", [EvolveOptions(batch=2, unique=True), {"batch": 2, "unique": True}]
+)
+def test_a_keyword_wins_over_the_same_option(options: Any) -> None:
+    found = resolve_options(options, {"batch": 3})
+    assert (found.batch, found.unique) == (3, True)
 
 
-def test_an_option_given_twice_is_refused_also_where_both_agree() -> None:
-    # Which of them counts must not depend on whether they happen to be equal.
-    assert_says(refusal({"batch": 2}, batch=2), "'batch'")
+def test_a_keyword_wins_over_a_form_which_gives_every_field() -> None:
+    form = EvolveOptions().model_dump(mode="json")
+    found = resolve_options(form, {"journal": "ingest", "in_flight": 5})
+    assert (found.journal, found.limits) == ("ingest", Limits(in_flight=5))
 
 
 def test_options_that_complete_each_other_are_taken_together() -> None:
@@ -193,17 +196,17 @@ def test_options_that_complete_each_other_are_taken_together() -> None:
 
 def test_a_limit_beside_limits() -> None:
     message = refusal(limits=Limits(in_flight=3), buffered=5)
-    assert_says(message, "'buffered'", "keyword", "limits=", "give each option once")
+    assert_says(message, "'buffered'", "keyword", "limits=", "give one of them")
 
 
-def test_a_limit_beside_the_limits_of_options_is_named() -> None:
-    # Who wrote in_flight= looks for in_flight in the message, not for limits.
-    assert_says(refusal({"limits": {"in_flight": 3}}, in_flight=5), "in_flight", "limits")
+def test_a_limit_wins_over_that_of_options_and_leaves_the_others() -> None:
+    found = resolve_options({"limits": {"in_flight": 3, "buffered": 7}}, {"in_flight": 5})
+    assert found.limits == Limits(in_flight=5, buffered=7)
 
 
-def test_limits_beside_the_limits_of_options() -> None:
-    message = refusal({"limits": {"in_flight": 3}}, limits={"buffered": 5})
-    assert_says(message, "'limits'", "give each option once")
+def test_limits_win_over_those_of_options_as_a_whole() -> None:
+    found = resolve_options({"limits": {"in_flight": 3}}, {"limits": {"buffered": 5}})
+    assert found.limits == Limits(buffered=5)
 
 
 # -- options of a wrong type ---------------------------------------------------------------------

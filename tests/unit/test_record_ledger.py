@@ -11,10 +11,14 @@ from evolve_tasks.record_ledger import EVENTS, LENT_TO, UNBOUNDED, RecordLedger
 
 
 def ledger_of(
-    mode: RecordMode, budget: int, sources_known: int | None, per_minute: int = 10**9
+    mode: RecordMode,
+    budget: int,
+    sources_known: int | None,
+    per_minute: int = 10**9,
+    each: int = 2,
 ) -> RecordLedger:
     """A ledger at a time that stands still."""
-    return RecordLedger(mode, budget, sources_known, per_minute, clock=lambda: 0.0)
+    return RecordLedger(mode, budget, sources_known, each, per_minute, clock=lambda: 0.0)
 
 
 def test_items_are_all_recorded_whatever_the_budget() -> None:
@@ -117,6 +121,14 @@ def test_what_was_lent_and_not_used_comes_back() -> None:
     assert ledger.item_allowance <= 95, "failures are recorded beyond what was lent"
 
 
+def test_items_of_a_plain_function_leave_the_budget_to_the_sources() -> None:
+    ledger = ledger_of("auto", 100, 80, each=1)
+    assert not ledger.each_item(1_000, False, expected=5_000)
+    assert all(ledger.each_source(1, True) for _ in range(80))
+    assert ledger.degraded is None
+    assert ledger_of("auto", 100, 80).all_units
+
+
 def test_items_that_are_expected_and_do_not_fit_end_single_runs() -> None:
     ledger = ledger_of("auto", 100, None)
     ledger.foresee(100)
@@ -131,7 +143,7 @@ def test_items_that_are_expected_and_do_not_fit_end_single_runs() -> None:
 
 def test_the_pace_is_kept_singly_and_by_the_batch_and_comes_back() -> None:
     now = [0.0]
-    ledger = RecordLedger("auto", 1_000, None, 120 * EVENTS, clock=lambda: now[0])
+    ledger = RecordLedger("auto", 1_000, None, 2, 120 * EVENTS, clock=lambda: now[0])
     assert ledger.each_item(59, True)
     assert not ledger.each_item(2, True)
     assert ledger.degraded is None, "nothing was recorded by the batch yet"
