@@ -55,6 +55,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("PREFECT", "DASK"))
     }
+    with_database(tmp_path / "home")
     return {
         **kept,
         "PREFECT_HOME": str(tmp_path / "home"),

@@ -43,6 +43,8 @@ def test_python(
     """
     if text != PYTHON[0]:
         environment["PREFECT_API_URL"] = request.getfixturevalue("prefect_api")
+    else:
+        environment["PREFECT_HOME"] = str(tmp_path / "new")
     script = tmp_path / "snippet.py"
     script.write_text(text)
     ended = subprocess.run(
