@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.integration.servers import with_database
+
 pytestmark = pytest.mark.cluster
 
 SCRIPT = """
