@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -434,6 +434,11 @@ def _refuse_wrong_sources(sources: Any) -> None:
         raise InvalidInput(
             f"sources is {short_repr(sources)}, of which each character would be a source: give a "
             "list of sources, as in [path]"
+        )
+    if isinstance(sources, AsyncIterable) and not isinstance(sources, Iterable):
+        raise InvalidInput(
+            f"sources is {short_repr(sources)}, which is iterated asynchronously: use aevolve or "
+            "aevolve_iter in an async flow, or give a list, a generator or another iterable"
         )
     try:
         iter(sources)

@@ -6,19 +6,23 @@ import asyncio
 import sys
 from collections.abc import (
     AsyncGenerator,
+    AsyncIterable,
     AsyncIterator,
     Callable,
     Iterable,
     Iterator,
     Mapping,
 )
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, closing, nullcontext
+from contextvars import copy_context
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import anyio
 import anyio.to_thread
 from prefect import Task
 
+from evolve_tasks.async_sources import drawn
 from evolve_tasks.call import Call
 from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.evolving import EvolvingRun
@@ -152,7 +156,7 @@ def evolve(
 
 
 async def aevolve(
-    sources: Iterable[Any],
+    sources: Iterable[Any] | AsyncIterable[Any],
     *stages: Stagelike,
     options: EvolveOptions | Mapping[str, Any] | None = None,
     **overrides: Unpack[Extras],
@@ -160,7 +164,7 @@ async def aevolve(
     """Do what `evolve` does, awaited; the event loop stays free for other work.
 
     Args:
-        sources: as in `evolve`.
+        sources: as in `evolve`, or an async iterable, as an async generator that reads a queue.
         stages: as in `evolve`; tasks and functions may be async.
         options: as in `evolve`.
         overrides: fields of `EvolveOptions`, and the callables `collect`, `reduce`,
@@ -181,23 +185,28 @@ async def aevolve(
         ...     outcome = await aevolve(numbers, range, lambda x: x * x, strategy="sequential")
         ...     return outcome.results
     """
-    call = Call.checked(sources, stages, options, overrides)
-    assembly = Assembly()
-    async with _opened_async(call) as opened:
-        opened.run.on_source = assembly.arrived
-        if call.choice.strategy == "async":
-            async with aclosing(run_async(opened.run, opened.submitter)) as portions:
-                async for portion in portions:
-                    opened.heed()
-                    assembly.add(portion)
-        else:
-
-            def collect() -> None:
-                with closing(opened.portions()) as portions:
-                    for portion in portions:
+    async with drawn(sources) as given:
+        call = Call.checked(given, stages, options, overrides)
+        assembly = Assembly()
+        async with _opened_async(call) as opened:
+            opened.run.on_source = assembly.arrived
+            if call.choice.strategy == "async":
+                async with aclosing(run_async(opened.run, opened.submitter)) as portions:
+                    async for portion in portions:
+                        opened.heed()
                         assembly.add(portion)
+            else:
 
-            await _in_thread(opened.run, collect)
+                def collect() -> None:
+                    with closing(opened.portions()) as portions:
+                        for portion in portions:
+                            assembly.add(portion)
+
+                threads = _own_threads()
+                try:
+                    await _in_thread(opened.run, threads, collect)
+                finally:
+                    threads.shutdown(wait=False)
     return opened.judged(assembly.by_source(), assembly.failures())
 
 
@@ -251,7 +260,7 @@ def _iterate(call: Call) -> Iterator[ItemOutcome]:
 
 
 async def aevolve_iter(
-    sources: Iterable[Any],
+    sources: Iterable[Any] | AsyncIterable[Any],
     *stages: Stagelike,
     options: EvolveOptions | Mapping[str, Any] | None = None,
     **overrides: Unpack[Extras],
@@ -262,7 +271,7 @@ async def aevolve_iter(
     an abandoned async generator at a time of its own, which may be after the flow.
 
     Args:
-        sources: as in `evolve_iter`.
+        sources: as in `evolve_iter`, or an async iterable.
         stages: as in `evolve_iter`.
         options: as in `evolve_iter`.
         overrides: as in `evolve_iter`: fields of `EvolveOptions`, `fingerprint`, `label`, `key`.
@@ -282,19 +291,20 @@ async def aevolve_iter(
         ...     found = aevolve_iter(numbers, range, abs, strategy="sequential")
         ...     return sum([item.value async for item in found])
     """
-    call = Call.checked(sources, stages, options, overrides, iterates=True)
-    failures: list[Failure] = []
-    async with _opened_async(call) as opened:
-        portions = (
-            run_async(opened.run, opened.submitter)
-            if call.choice.strategy == "async"
-            else _step_by_step(opened)
-        )
-        async with aclosing(portions):
-            async for portion in portions:
-                opened.heed()
-                for outcome in _outcomes(portion, failures):
-                    yield outcome
+    async with drawn(sources) as given:
+        call = Call.checked(given, stages, options, overrides, iterates=True)
+        failures: list[Failure] = []
+        async with _opened_async(call) as opened:
+            portions = (
+                run_async(opened.run, opened.submitter)
+                if call.choice.strategy == "async"
+                else _step_by_step(opened)
+            )
+            async with aclosing(portions):
+                async for portion in portions:
+                    opened.heed()
+                    for outcome in _outcomes(portion, failures):
+                        yield outcome
     opened.judged([], failures)
 
 
@@ -314,7 +324,9 @@ async def _opened_async(call: Call) -> AsyncGenerator[Opened, None]:
 
 async def _opened_in_thread(call: Call) -> Opened:
     """Open a run; if we are cancelled meanwhile, close what was opened."""
-    opening = _own_thread(call.open)
+    threads = _own_threads()
+    opening = asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call.open)
+    threads.shutdown(wait=False)
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError as error:
@@ -325,16 +337,14 @@ async def _opened_in_thread(call: Call) -> Opened:
         raise
 
 
-def _own_thread(work: Callable[[], R]) -> asyncio.Task[R]:
-    """Let a thread work that nobody else waits for: there may be many runs at the same time."""
-    return asyncio.get_running_loop().create_task(
-        anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
-    )
+def _own_threads() -> ThreadPoolExecutor:
+    """A thread that nobody else waits for: there may be many runs at the same time."""
+    return ThreadPoolExecutor(1, thread_name_prefix="evolve")
 
 
-async def _in_thread(run: EvolvingRun, work: Callable[[], R]) -> R:
+async def _in_thread(run: EvolvingRun, threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
     """Let a thread work for us; when we are cancelled, the run is left and the thread ends."""
-    under_way = _own_thread(work)
+    under_way = asyncio.get_running_loop().run_in_executor(threads, copy_context().run, work)
     try:
         return await asyncio.shield(under_way)
     except asyncio.CancelledError:
@@ -347,17 +357,18 @@ async def _in_thread(run: EvolvingRun, work: Callable[[], R]) -> R:
 
 
 async def _step_by_step(opened: Opened) -> AsyncGenerator[Portion, None]:
-    portions = opened.portions()
+    portions, threads = opened.portions(), _own_threads()
     over = object()
 
     def following() -> Any:
         return next(portions, over)
 
     try:
-        while (portion := await _in_thread(opened.run, following)) is not over:
+        while (portion := await _in_thread(opened.run, threads, following)) is not over:
             assert isinstance(portion, Portion)
             yield portion
     finally:
+        threads.shutdown(wait=False)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(portions.close)
 

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from evolve_tasks.answers import Answer, Lost, found_nested, found_of
+from evolve_tasks.async_sources import FromLoop
 from evolve_tasks.beside import Beside
 from evolve_tasks.collecting import Collecting
 from evolve_tasks.core.actions import Action, Expand, Extra, Follow, Found, ItemDone, Process
@@ -202,6 +203,8 @@ class EvolvingRun:
     def interrupt(self) -> None:
         """Leave the run before its end; may be called from any thread."""
         self.interrupted = True
+        if isinstance(self.sources, FromLoop):
+            self.sources.leave()
         self.wake()
 
     def abandon(self) -> None:

@@ -159,8 +159,10 @@ class RecordLedger:
         """
         if unit not in self._lent:
             return
-        self.spent(min(0, items - self._lent.pop(unit)))
-        self._pace.spend(batches)
+        more = items - self._lent.pop(unit)
+        self.spent(min(0, more))
+        # A batch of one is the task run of its item.
+        self._pace.spend(batches + max(0, more))
         self.unseen_units += unseen
         if batches or unseen:
             self._degrade()

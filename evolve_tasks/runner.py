@@ -226,9 +226,13 @@ class EvolveTaskRunner(DaskTaskRunner):
             )
         told = asked.cluster_class is not None or bool(asked.cluster_kwargs)
         given, options = asked.given, asked.client_kwargs
+        own = not given
         if not given and not told and (around := self._around()) is not None:
             given = around.cluster or around.scheduler_info(n_workers=0)["address"]
             options.setdefault("security", around.security)
+            own = OWN in around.id  # not ours, but it goes with a flow run as well
+        if own:
+            options["name"] = "-".join(filter(None, [OWN, options.get("name")]))
         own = not given
         if own:
             cluster_class = asked.cluster_class or LocalCluster
@@ -241,8 +245,6 @@ class EvolveTaskRunner(DaskTaskRunner):
             self._exit_stack.enter_context(lost_workers_return())
         if asked.adapt_kwargs and self._cluster is not None:
             adapt(self._cluster, asked.adapt_kwargs)
-        if own:
-            options["name"] = OWN
         client: PrefectDaskClient = self._exit_stack.enter_context(connected(given, **options))
         if self.performance_report_path:
             self._exit_stack.enter_context(Client.as_current(client))
@@ -499,7 +501,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         # its flow run when an event about it comes without one.
         around = self._flow_context
         with around.model_copy() if around is not None else nullcontext():
-            return end_killed(self._killed)
+            return end_killed(self._killed, self.logger)
 
     def _failed(self) -> bool:
         """Whether the flow run did not end well; Prefect sets its state before this.

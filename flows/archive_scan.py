@@ -169,14 +169,18 @@ def read(member: Member) -> bytes:
     """
     largest_mb = member.archive.largest_mb
     file = _open_here(member.archive)
-    stream: IO[bytes] | None
     if isinstance(file, zipfile.ZipFile):
-        said, stream = file.getinfo(member.name).file_size, file.open(member.name)
+        said = file.getinfo(member.name).file_size
     else:
-        said, stream = file.getmember(member.name).size, file.extractfile(member.name)
-    assert stream is not None, "only files are listed"
+        said = file.getmember(member.name).size
     if said > largest_mb * 1_000_000:
         raise ValueError(f"it says that it comes to {said / 1e6:,.0f} MB, more than {largest_mb}")
+    stream: IO[bytes] | None
+    if isinstance(file, zipfile.ZipFile):
+        stream = file.open(member.name)
+    else:
+        stream = file.extractfile(member.name)
+    assert stream is not None, "only files are listed"
     read_so_far = io.BytesIO()
     with stream:
         while chunk := stream.read(CHUNK):

@@ -39,7 +39,7 @@ class _Counts:
             _, texts = self._told.pop(flow_run_id, (None, []))
             if texts and state.is_completed() and not state.message:
                 more = f" | and {len(texts) - MOST} more" if len(texts) > MOST else ""
-                state = state.model_copy(update={"message": " | ".join(texts[:MOST]) + more})
+                state.message = " | ".join(texts[:MOST]) + more
         return self._set(flow_run_id, state, *args, **keywords)
 
 

@@ -97,18 +97,24 @@ def tell_for_the_dead(
     )
 
 
-def end_killed(killed: Mapping[UUID, tuple[Task[Any, Any], str]]) -> list[UUID]:
+def end_killed(
+    killed: Mapping[UUID, tuple[Task[Any, Any], str]], logger: logging.Logger | Any
+) -> list[UUID]:
     """Say of submitted tasks that they crashed; called in the context of the flow run.
 
     Args:
         killed: task and what happened, by id of the task run.
+        logger: told if the API does not answer.
 
     Returns:
         The ids of those N >= 0 whose end the API did not know.
     """
-    known = _known(list(killed))
+    # What has ended before its worker died, or could not send its result, is told some time later.
+    missing = unrecorded_after(list(killed), logger, SETTLED_S)
+    known = _known(missing)
     ended = []
-    for run_id, (task, message) in killed.items():
+    for run_id in missing:
+        task, message = killed[run_id]
         task_run = known.get(run_id)
         if task_run is None:  # its worker died before it could say that it ran
             task_run = new_task_run(task, run_id=run_id, name=task.name)

@@ -7,7 +7,7 @@ one request for each item. Asked once for all of a run, it is one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
@@ -27,14 +27,21 @@ def unlimited_tags(tags: Iterable[str], logger: logging.Logger | Any) -> frozens
     asked = frozenset(tags)
     if not asked:
         return asked
-    limited: set[str] = set()
     try:
         with get_client(sync_client=True) as client:
-            offset = 0
-            while page := client.read_global_concurrency_limits(limit=PAGE, offset=offset):
-                limited |= {one.name for one in page if one.active}
-                offset += len(page)
+            # A server has them as limits of both kinds; Prefect Cloud need not.
+            tagged = _all(client.read_concurrency_limits)
+            named = _all(client.read_global_concurrency_limits)
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         logger.debug("The API does not say which tags are limited: %r", error)
         return frozenset()
+    limited = {one.name for one in named if one.active} | {f"tag:{one.tag}" for one in tagged}
     return frozenset(tag for tag in asked if f"tag:{tag}" not in limited)
+
+
+def _all(ask: Callable[..., list[Any]]) -> list[Any]:
+    """All that the API has of something, page by page."""
+    found: list[Any] = []
+    while len(page := ask(limit=PAGE, offset=len(found))) == PAGE:
+        found += page
+    return found + page

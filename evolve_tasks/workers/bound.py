@@ -183,7 +183,8 @@ class BoundStage:
             except self._signals:
                 raise
             except BaseException as error:
-                if recorded and task_run.run_count == 0:
+                begun = task_run.run_count > 0 or (task_run.state and task_run.state.is_final())
+                if recorded and not begun:
                     tell_unbegun(task_run, error)
                 return Ran(self._before(here), error=error, attempts=task_run.run_count)
         return Ran(value=value, attempts=task_run.run_count)

@@ -12,6 +12,7 @@ from dask.sizeof import sizeof
 from prefect import Task
 
 from evolve_tasks.core.folding import Block
+from evolve_tasks.journal import is_sure
 from evolve_tasks.naming import label_below
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
@@ -375,10 +376,14 @@ class SourceEnd:
     discoveries: list[Discovery] = field(default_factory=list)
     given: int = 0
     parts: Parts | None = None
+    _stands_for: str | None = field(default=None, compare=False, repr=False)
 
     def stands_for(self) -> str:
         """What tells its items from others, where that is known; or else nothing."""
-        return self.token or (blake2b(self.keys, digest_size=8).hexdigest() if self.keys else "")
+        if self._stands_for is None:
+            keys = blake2b(self.keys, digest_size=8).hexdigest() if self.keys else ""
+            self._stands_for = self.token if self.token and is_sure(self.token) else keys
+        return self._stands_for
 
 
 @dataclass(slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
@@ -28,7 +27,6 @@ from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
 
 FLUSH_S = 10.0  # how long a worker may take to send its last events and logs
-SENDING_S = 0.02  # how often it is looked whether they are sent, where others go on
 
 
 class ContextPlugin(WorkerPlugin):
@@ -83,22 +81,12 @@ async def flush(worker: Worker) -> None:
     """Send the events and log lines that are held back in this process."""
     await asyncio.to_thread(afterwards.drain)
     if any(isinstance(plugin, ContextPlugin) for plugin in worker.plugins.values()):
-        # A service that is drained takes nothing more, and others are still at work here. Log
-        # lines are sent every two seconds.
-        await _events_sent()
+        # A service that is drained takes nothing more, and others are still at work here: it sends
+        # what it has, and the last of them drains it.
         return
     for service in (EventsWorker, APILogWorker):
         draining: Any = service.drain_all(timeout=FLUSH_S)
         await draining
-
-
-async def _events_sent() -> None:
-    """Wait until Prefect's service has sent the events that it had."""
-    deadline = time.monotonic() + FLUSH_S
-    known: Any = EventsWorker._instances  # type: ignore[misc]  # those of all services
-    services = [one for one in known.values() if isinstance(one, EventsWorker)]
-    while time.monotonic() < deadline and any(one._queue.unfinished_tasks for one in services):
-        await asyncio.sleep(SENDING_S)
 
 
 def context_here(name: str | None) -> Context:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -89,8 +89,8 @@ def run_task(
         engine = kind(task=task, parameters=parameters, task_run=task_run)
         engine._parameters_resolved = True
         engine.check = check
-        engine.tags = _held_back(task_run, free_tags)
-        value = run_coroutine(_run_async(engine))
+        with _held_back(engine, task_run, free_tags):
+            value = run_coroutine(_run_async(engine))
     else:
         kind_sync: type[_SyncEngine] = _QuietSyncEngine
         if recorded:
@@ -99,8 +99,8 @@ def run_task(
         engine_sync._parameters_resolved = True
         engine_sync.check = check
         engine_sync.threads = threads
-        engine_sync.tags = _held_back(task_run, free_tags)
-        _run_sync(engine_sync)
+        with _held_back(engine_sync, task_run, free_tags):
+            _run_sync(engine_sync)
         value = engine_sync.result()
     return check(unwrapped(value)) if isinstance(value, State) else value
 
@@ -167,12 +167,17 @@ def run_plainly(
     return engine.state
 
 
-def _held_back(task_run: TaskRun, free_tags: Collection[str]) -> list[str] | None:
+@contextmanager
+def _held_back(
+    engine: _SyncEngine | _AsyncEngine, task_run: TaskRun, free_tags: Collection[str]
+) -> Iterator[None]:
     """Take the tags from a task run until it runs, where Prefect would ask for each in vain."""
-    if not task_run.tags or not set(task_run.tags).issubset(free_tags):
-        return None
-    held_back, task_run.tags = task_run.tags, []
-    return held_back
+    if set(task_run.tags).issubset(free_tags):
+        engine.tags, task_run.tags = task_run.tags, []
+    try:
+        yield
+    finally:
+        _given_back(engine)  # also to one that has not come to run
 
 
 def _given_back(engine: _SyncEngine | _AsyncEngine) -> None:
@@ -486,9 +491,9 @@ def run_recorded(task: Task[..., Any], task_run: TaskRun, free_tags: Collection[
     """
     task_run.tags = [tag for tag in task_run.tags if tag in free_tags]
     engine = _UnitEngine(task=task, parameters={}, task_run=task_run)
-    engine.tags = _held_back(task_run, free_tags)
     engine.check = lambda value: value
-    _run_sync(engine)
+    with _held_back(engine, task_run, free_tags):
+        _run_sync(engine)
     engine.result()
 
 
@@ -589,9 +594,9 @@ def record_failure(
     task_run.expected_start_time = cast(Any, engine.began)
     task_run.run_count = attempts - 1
     # A tag may be a limit on concurrency, in which its item has had its place.
-    engine.tags = _held_back(task_run, task_run.tags)
     try:
-        _run_sync(engine)
+        with _held_back(engine, task_run, task_run.tags):
+            _run_sync(engine)
     except BaseException as raised:
         # As SystemExit does, which Prefect takes for a crash and raises again.
         if raised is not error:

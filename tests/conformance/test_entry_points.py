@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import distributed
@@ -103,6 +104,65 @@ def test_sync_evolve_in_an_async_flow(strategy: str, runner: Any) -> None:
         return evolve(SOURCES, count_up, double, strategy=strategy).results
 
     assert asyncio.run(in_async_flow(runner, body)) == RESULTS
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_async_sources_come_in_the_flow_s_loop(strategy: str, runner: Any) -> None:
+    closed: list[bool] = []
+
+    async def from_a_queue(queue: asyncio.Queue[int], last: int) -> AsyncIterator[int]:
+        try:
+            while (source := await queue.get()) != last:
+                yield source
+        finally:
+            closed.append(True)
+
+    async def body() -> tuple[list[int], list[int]]:
+        queue: asyncio.Queue[int] = asyncio.Queue()
+        for source in [*SOURCES, -1, *SOURCES]:
+            queue.put_nowait(source)
+        whole = await aevolve(from_a_queue(queue, -1), count_up, double, strategy=strategy)
+        some = []
+        endless = from_a_queue(queue, -1)  # nothing comes any more, and nobody says so
+        found = aevolve_iter(endless, count_up, double, strategy=strategy, batch=1)
+        async with aclosing(found):
+            async for one in found:
+                some.append(one.value)
+                if len(some) == len(RESULTS):
+                    break
+        return whole.results, some
+
+    whole, some = asyncio.run(in_async_flow(runner, body))
+    assert whole == RESULTS
+    assert sorted(some) == sorted(RESULTS)
+    assert closed == [True, True]
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "as_completed"])
+def test_who_waits_for_async_sources_can_be_cancelled(strategy: str, runner: Any) -> None:
+    asked = asyncio.Event()
+
+    async def never() -> AsyncIterator[int]:
+        asked.set()
+        await asyncio.Event().wait()
+        yield 0
+
+    async def body() -> None:
+        waiting = asyncio.create_task(aevolve(never(), count_up, double, strategy=strategy))
+        await asked.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(in_async_flow(runner, body))
+
+
+def test_async_sources_are_refused_where_nobody_can_await_them(runner: Any) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    with pytest.raises(InvalidInput, match="use aevolve"):
+        in_flow(runner, lambda: evolve(numbers(), count_up, double))
 
 
 def test_aevolve_leaves_the_loop_free(runner: Any) -> None:
