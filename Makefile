@@ -35,11 +35,11 @@ unit: $(READY)
 	$(BIN)/python -m pytest tests/unit
 
 # What `make test` takes a part of, whole: the conformance suite in each combination of batch,
-# record, workers and runner, and ten thousand simulated programs. Three quarters of an hour.
+# record, workers and runner. Three quarters of an hour.
 matrix: $(READY)
 	EVOLVE_MATRIX=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
 		tests/conformance/test_batches_and_records.py tests/conformance/test_item_semantics.py \
-		tests/conformance/test_conformance.py tests/unit/test_core_simulation.py
+		tests/conformance/test_conformance.py
 
 # A hundred rounds in which workers, flows, the scheduler and the API are killed; prints a table.
 soak: $(READY)
