@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
 from evolve_tasks import EvolveTaskRunner
-from flows.archive_scan import OPTIONS, Totals, archive_scan, sample_below
+from flows.archive_scan import DEEPEST, OPTIONS, Totals, archive_scan, sample_below
 from flows.link_map import Page, link_map
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
@@ -83,6 +83,17 @@ def test_what_is_wrong_fails_alone(thread_workers: str, tmp_path: Path) -> None:
     totals, message = scanned(tmp_path, thread_workers)
     assert totals.members == 3
     assert message == "3 members in 4 archives, 0.0 MB, 0 with copies, 3 failed"
+
+
+def test_archives_within_archives_come_to_an_end(thread_workers: str, tmp_path: Path) -> None:
+    # An archive may hold itself; one that nobody would make by hand stands for it.
+    content = zipped({"in.zip": b"never looked at"})
+    for _ in range(DEEPEST + 5):
+        content = zipped({"in.zip": content})
+    (tmp_path / "outer.zip").write_bytes(content)
+    totals, message = scanned(tmp_path, thread_workers)
+    assert totals.members == DEEPEST + 1
+    assert message.endswith("1 failed")
 
 
 def test_python_s_own_wheels(thread_workers: str, tmp_path: Path) -> None:
