@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import wait
+from contextlib import suppress
 from typing import Any
 
 import distributed
@@ -15,6 +17,7 @@ from evolve_tasks.answers import Answer, Lost
 from evolve_tasks.errors import ClusterLost, ClusterUnfit
 from evolve_tasks.strategies.ended import FAILED, LOST_S
 from evolve_tasks.strategies.serving import address_of
+from evolve_tasks.workers.watch import LET_GO
 
 # How long results may be on their way to the flow before it looks after other things; after some
 # that took longer, twice as long.
@@ -120,16 +123,38 @@ class Fetching:
         may wait for the same call, and would be cancelled with it. It ends when the futures are
         released.
         """
-        loop: Any = self._client.loop
-        gathering = asyncio.run_coroutine_threadsafe(
-            self._client.gather(list(futures), asynchronous=True), loop.asyncio_loop
-        )
+        gathered: Any = self._client.gather(list(futures), asynchronous=True)
+        gathering = self._begin(gathered)
         while not wait([gathering], LOST_S).done:
             if leaves() or time.monotonic() > due or _some_gone(futures):
                 return None
         if gathering.cancelled():  # by somebody else, who waited for the same call
             return None
-        return list(gathering.result())
+        answers = list(gathering.result())
+        return answers if self._let_go(futures, leaves) else None
+
+    def _let_go(self, futures: Iterable[Future[Any]], leaves: Callable[[], bool]) -> bool:
+        """Have the scheduler let go of what we have, before anybody is told of it.
+
+        What `Future.release` sends is on its way for some time. If a worker died meanwhile, what
+        it had would be made again, although it may have been reported.
+        """
+        if self._client.status != "running":
+            return True  # nothing is made again for a client that is gone
+        letting_go = self._begin(self._ask_to_let_go([future.key for future in futures]))
+        while not wait([letting_go], LOST_S).done:
+            if leaves():
+                return False
+        return True
+
+    async def _ask_to_let_go(self, keys: list[Any]) -> None:
+        scheduler: Any = self._client.scheduler
+        with suppress(OSError):  # a scheduler that has closed the connection makes nothing again
+            await getattr(scheduler, LET_GO)(keys=keys, client=self._client.id)
+
+    def _begin(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        loop: Any = self._client.loop
+        return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
 
 
 def _finished(futures: Sequence[Future[Any]], places: Iterable[int]) -> list[int]:

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
@@ -58,6 +58,19 @@ _OF_A_RUN = re.compile("-[0-9a-f]{12}$")
 NOWHERE = "evolve-anywhere"
 
 WATCH = "evolve-watch-"
+
+# What a client asks of the scheduler when it has taken results, and is answered.
+LET_GO = "evolve_let_go"
+
+
+def letting_go(scheduler: Scheduler) -> Callable[..., Any]:
+    """Make what a scheduler does who is asked to `LET_GO`: nothing of it will be made again."""
+
+    async def let_go(keys: list[Any], client: str) -> None:
+        if client in scheduler.clients:
+            scheduler.client_releases_keys(keys, client)
+
+    return let_go
 
 
 def watch_name(run: str) -> str:
@@ -125,6 +138,7 @@ class RunWatch(SchedulerPlugin):
         self._scheduler = scheduler
         # Not before: what it shares with the others does not travel.
         self._turns = Turns(_times[self._importance], self._importance)
+        scheduler.handlers[LET_GO] = letting_go(scheduler)
         # A function of the module: the logger keeps it once, however many runs there are.
         logging.getLogger("distributed.scheduler").addFilter(worth_logging)
 

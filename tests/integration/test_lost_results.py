@@ -28,6 +28,7 @@ from evolve_tasks import ClusterLost, EvolveTaskRunner, Outcome, RunCancelled, e
 from evolve_tasks.strategies import fetching
 from evolve_tasks.strategies.fetching import Fetching
 from evolve_tasks.workers.calls import BatchResult
+from evolve_tasks.workers.watch import RunWatch
 from tests.conformance.flows import in_flow
 from tests.integration.test_clear_ends import SHORT, worker
 from tests.integration.waiting import until
@@ -202,6 +203,10 @@ def test_a_run_that_waits_for_lost_results_can_be_cancelled(
     assert took_s < ENDS_S  # without workers it would go on for five minutes
 
 
+def known(keys: list[Any], dask_scheduler: Any) -> list[Any]:
+    return [key for key in keys if key in dask_scheduler.tasks]
+
+
 def test_only_what_is_there_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "FETCH_S", 0.5)
     with workers(2, tmp_path) as address, Client(address, set_as_default=False) as client:
@@ -213,7 +218,14 @@ def test_only_what_is_there_is_fetched(tmp_path: Path, monkeypatch: pytest.Monke
             for number, place in enumerate(ones)
         ]
         until(lambda: all(future.done() for future in futures + ours), "all have ended")
-        assert results.take(futures, lambda: False) == [0, 1, 2, 3]
+        client.register_plugin(RunWatch("none", client.id, []))
+        with monkeypatch.context() as kept:
+            kept.setattr(Future, "release", lambda future: None)
+            assert results.take(futures, lambda: False) == [0, 1, 2, 3]
+            # Who has told of them must not see them made again, if their worker dies now.
+            assert client.run_on_scheduler(known, [future.key for future in futures]) == []
+        for future in futures:
+            future.release()
         until(lambda: all(future.status == "cancelled" for future in futures), "they are released")
 
         # A worker that does not answer, and does not close its connections.
