@@ -62,7 +62,7 @@ from collections import deque
 from dataclasses import replace
 
 from evolve_tasks.core.actions import Action, Expand, Extra, Follow, Process, Pull, Turn
-from evolve_tasks.core.batching import TARGET_S, inline_items, unit_size
+from evolve_tasks.core.batching import INLINE_S, TARGET_S, inline_items, unit_size
 from evolve_tasks.core.fan_outs import UNKNOWN_FAN_OUT
 from evolve_tasks.core.lists import ListId, OpenList
 from evolve_tasks.core.open_tree import LARGEST_UNIT, OpenTree
@@ -88,6 +88,9 @@ ALONG_S = 0.0005
 GROWTH = 8
 
 
+# A named tuple at a third of what its own constructor costs.
+_new = tuple.__new__
+
 # So many are taken apart at once: the flow does it itself, and has other things to do.
 MOST_FOLLOWS = 50
 
@@ -108,7 +111,7 @@ class Filling(OpenTree):
             actions: what has been decided already.
             fewer: nothing has changed since the last time but that some items have ended.
         """
-        if not (fewer and inline_items(self._items.mean_s) == self._full_inline):
+        if self._full_above is not None and not (fewer and self._inline_is_as_it_was()):
             self._full_above = None
         if self._limit_due and self.stopped is None:
             self._limit_due = False
@@ -143,6 +146,8 @@ class Filling(OpenTree):
             if self._full_above is not None and self._all_waits > self._full_above:
                 if not leaves or not self._process(actions, leaves, room):
                     break
+                if self._places == self._window.units and not self._given:
+                    break  # as `_room` has it; this happens for each batch
                 continue
             # What has given something has left its thread.
             expansions = self._expansions - len(self._given) + (self._pulling > 0)
@@ -157,6 +162,11 @@ class Filling(OpenTree):
             if not leaves or not self._process(actions, leaves, room):
                 break
         return actions
+
+    def _inline_is_as_it_was(self) -> bool:
+        """Whether `inline_items` says the same as when no source could be taken."""
+        item_s, items = self._items.mean_s, self._full_inline
+        return item_s is not None and items * item_s <= INLINE_S < (items + 1) * item_s
 
     def _room(self) -> int:
         """Items that may still be submitted."""
@@ -277,7 +287,9 @@ class Filling(OpenTree):
         if self._batch is None:
             window = self._window
             ceiling = LARGEST_UNIT if window.in_flight is None else self._ceiling()
-            each_s = max(item_s, ALONG_S) if entry.depth and item_s is not None else item_s
+            each_s = item_s
+            if entry.depth and item_s is not None and item_s < ALONG_S:
+                each_s = ALONG_S
             size = unit_size(each_s, self._waits[self._last], window.threads, ceiling)
         else:
             size = self._largest_batch()
@@ -333,8 +345,10 @@ class Filling(OpenTree):
         beside: int = -1,
     ) -> None:
         number, (unit, offset) = self._next_unit, parent
-        action = Process(number, self._last, source, unit, offset, start, stop, crashes, beside)
-        # As `_begin` has it; this happens for each batch.
+        # As `Process` and `_begin` have it; this happens for each batch.
+        action = _new(
+            Process, (number, self._last, source, unit, offset, start, stop, crashes, beside)
+        )
         self._next_unit += 1
         self._units[number] = action
         if beside < 0:

@@ -145,6 +145,8 @@ class Fetching:
         while not wait([letting_go], LOST_S).done:
             if leaves():
                 return False
+        if not letting_go.cancelled():  # the client was closed
+            letting_go.result()
         return True
 
     async def _ask_to_let_go(self, keys: list[Any]) -> None:

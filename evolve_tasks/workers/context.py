@@ -17,16 +17,13 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, hydrated_context
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 from prefect.results import default_cache
 
 from evolve_tasks.workers.announcing import afterwards
+from evolve_tasks.workers.draining import drain
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import Packed
-
-FLUSH_S = 10.0  # how long a worker may take to send its last events and logs
 
 
 class ContextPlugin(WorkerPlugin):
@@ -84,9 +81,7 @@ async def flush(worker: Worker) -> None:
         # A service that is drained takes nothing more, and others are still at work here: it sends
         # what it has, and the last of them drains it.
         return
-    for service in (EventsWorker, APILogWorker):
-        draining: Any = service.drain_all(timeout=FLUSH_S)
-        await draining
+    await drain()
 
 
 def context_here(name: str | None) -> Context:

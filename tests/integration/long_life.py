@@ -161,7 +161,10 @@ class Life:
         give_up = time.monotonic() + SETTLED_S
         latest = None
         while True:
-            found = self.held()
+            try:
+                found = self.held()
+            except psutil.NoSuchProcess:
+                continue  # that of a run, which has ended meanwhile
             # The first look has nothing to go by but itself.
             since = before or latest
             if (since is not None and not found.grown(since)) or time.monotonic() > give_up:

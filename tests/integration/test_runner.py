@@ -6,6 +6,7 @@ Each flow run costs half a second or more, so a test makes few of them and looks
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -39,8 +40,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import CrashedRun, UnfinishedRun
 from prefect.futures import as_completed, wait
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     temporary_settings,
@@ -116,6 +119,35 @@ def check_nothing_is_left(client: Client, before: set[Any]) -> None:
     """The scheduler has forgotten all tasks, the workers all plugins of a run."""
     until(lambda: known_keys(client) <= before, "the scheduler forgets the tasks", 20)
     until(lambda: not any(client.run(own_plugins).values()), "the workers forget the run", 20)
+
+
+def services_and_contexts(dask_worker: Any) -> Counter[str]:
+    """What of Prefect's a worker process still has in memory."""
+    gc.collect()
+    kinds = (EventsWorker, APILogWorker, FlowRunContext)
+    return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+
+
+def test_nothing_of_a_flow_run_stays_in_the_memory_of_a_worker(workers: str, spy: Client) -> None:
+    @task
+    def told(x: int) -> int:
+        get_run_logger().info("at %d", x)
+        return x
+
+    @flow(task_runner=EvolveTaskRunner(address=workers))
+    def some() -> list[int]:
+        return told.map(range(4)).result()
+
+    def held() -> Counter[str]:
+        found: Counter[str] = sum(spy.run(services_and_contexts).values(), Counter())
+        return found
+
+    some()
+    before = held()
+    for _ in range(3):
+        assert some() == [0, 1, 2, 3]
+    # The last of them is not gone at once: Dask's threads hold on to what they did last.
+    until(lambda: held() <= before, "what a run used is gone", LIMIT_S)
 
 
 def own_plugins(dask_worker: Any) -> list[str]:
