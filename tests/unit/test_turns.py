@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from distributed import Scheduler
 from distributed.protocol.pickle import dumps, loads
 
 from evolve_tasks.workers.priorities import EXPAND, PROCESS, SOON, Turns, VirtualTime
@@ -57,8 +58,13 @@ def test_what_comes_soon_goes_by_what_its_run_has_had() -> None:
 def test_runs_share_the_time_of_their_scheduler() -> None:
     """A watch travels to the scheduler; the time is there."""
     watches = [loads(dumps(RunWatch(f"abcdefabcde{run}", "client", []))) for run in range(2)]
-    for watch in watches:
-        asyncio.run(watch.start(None))
+
+    async def start_all() -> None:
+        scheduler = Scheduler(dashboard=False)  # not started: it listens nowhere
+        for watch in watches:
+            await watch.start(scheduler)
+
+    asyncio.run(start_all())
     first, second = (watch._turns for watch in watches)
     first.begun(first.submitted(PROCESS, 1.0)[1] + 7.0)
     assert second.submitted(PROCESS, 1.0)[1] >= 7.0
