@@ -17,6 +17,8 @@ from prefect.logging.handlers import APILogWorker
 
 FLUSH_S = 10.0  # how long a worker may take to send its last events and logs
 
+_forgetting = threading.Lock()  # workers in one process may have a loop each
+
 
 async def drain() -> None:
     """Have the services send what they hold, and end; who needs one later gets another."""
@@ -24,8 +26,9 @@ async def drain() -> None:
         draining: Any = service.drain_all(timeout=FLUSH_S)
         await draining
     # Neither can be taken back by other means; and what has ended has nothing left to do.
-    _forget_ended(get_global_loop()._on_shutdown, lambda call: call.fn)
-    _forget_ended(getattr(threading, "_threading_atexits", []), lambda call: call.func)
+    with _forgetting:
+        _forget_ended(get_global_loop()._on_shutdown, lambda call: call.fn)
+        _forget_ended(getattr(threading, "_threading_atexits", []), lambda call: call.func)
 
 
 def _forget_ended(calls: list[Any], function_of: Callable[[Any], Any]) -> None:
