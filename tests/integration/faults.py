@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -65,16 +65,10 @@ class Tally:
 
 
 class Site:
-    """A Prefect server, a scheduler and two workers with two threads, as processes.
+    """A Prefect server, a scheduler and two workers with two threads, as processes."""
 
-    Args:
-        home: an empty folder.
-        around: environment of the scheduler and the workers, beside what they need.
-    """
-
-    def __init__(self, home: Path, around: Mapping[str, str]) -> None:
+    def __init__(self, home: Path) -> None:
         self._home = home
-        self._around = around
         self.server = Server(home / "prefect")
         self.scheduler = f"tcp://127.0.0.1:{free_port()}"
         self.cluster: list[subprocess.Popen[bytes]] = []
@@ -88,7 +82,7 @@ class Site:
         """Start the scheduler and its workers."""
         port = self.scheduler.rpartition(":")[2]
         environment = prefect_environment(self._home / "prefect", self.server.url)
-        environment |= {"PYTHONPATH": str(ROOT), **self._around}
+        environment["PYTHONPATH"] = str(ROOT)
         self.cluster = [
             _process(self._home, environment, "distributed.cli.dask_scheduler", "--port", port),
             *(
@@ -129,9 +123,9 @@ def _process(
 
 
 @contextmanager
-def site(home: Path, around: Mapping[str, str] | None = None) -> Iterator[Site]:
-    """A site that is there for a while, with what `Site` takes."""
-    here = Site(home, around or {})
+def site(home: Path) -> Iterator[Site]:
+    """A site that is there for a while."""
+    here = Site(home)
     with ExitStack() as stack:
         stack.callback(here.stop)
         here.start()

@@ -44,19 +44,6 @@ MB = 1e6
 # more, and more again in the next ten runs, is a leak.
 RESIDENT_MB = 4.0
 
-# Dask keeps connections and threads for as many requests as there ever were at once. One that is
-# left by each run is many times as many.
-POOLED = 10
-POOLS = ("files", "connections", "threads")
-
-# What Dask notes of its own work is bounded by numbers that it reaches after hours: a profile of
-# each second in which a worker did something, for a thousand seconds, is 50 MB. Bounds that the
-# first runs reach let what is left of a run be seen.
-DASKS_NOTES = {
-    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "20",
-    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "20",
-}
-
 KINDS = [
     {"strategy": "as_completed"},
     {"strategy": "nested"},
@@ -121,7 +108,6 @@ class Held:
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
             allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
-            allowed = POOLED if field.name in POOLS else allowed
             if field.name != "clients_topics" and now > then + allowed:
                 told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
         return told
@@ -247,7 +233,7 @@ def live(home: Path, runs: int) -> int:
         How many things have grown.
     """
     with (
-        site(home, DASKS_NOTES) as here,
+        site(home) as here,
         temporary_settings({PREFECT_API_URL: here.server.url}),
         _served(here, home) as serving,
         Client(here.scheduler, set_as_default=False) as dask,
@@ -261,15 +247,15 @@ def live(home: Path, runs: int) -> int:
         for number, parameters in enumerate(islice(cycle(KINDS), runs), start=1):
             _run(client, parameters)
             if number % EVERY == 0:
-                looks.append(life.settled(looks[-1] if looks else None))
+                looks.append(life.settled(looks[0] if looks else None))
                 values = (getattr(looks[-1], name) for name in names)
                 print(number, *(f"{value:,.0f}" for value in values), sep="\t", flush=True)  # noqa: T201
         # One client for each run, and this one: they have worked there, and not on their own.
         assert runs == 0 or life.held().clients_topics > runs, "runs did not use the cluster"
     if len(looks) < 2:
         return 0
-    # The first half brings in what is used for good: modules, connections, caches.
-    grown = looks[-1].grown(looks[len(looks) // 2 - 1])
+    # The first ten runs bring in what is used for good: modules, connections, caches.
+    grown = looks[-1].grown(looks[0])
     for text in grown:
         print(f"it grew: {text}")  # noqa: T201
     return len(grown)
