@@ -17,6 +17,7 @@ from evolve_tasks.outcome import Failure
 from evolve_tasks.record_ledger import RecordLedger
 from evolve_tasks.reducing import Combination, Index, Reducing
 from evolve_tasks.report import Story
+from evolve_tasks.resuming import Resuming
 from evolve_tasks.stages import Stage
 from evolve_tasks.telling import tell_beside
 from evolve_tasks.workers.calls import (
@@ -42,6 +43,7 @@ class Beside:
         story: is told of what was done, and of what failed.
         collecting: what is called with each source that has ended; `None` for nothing.
         reducing: what combines results; `None` for nothing.
+        resuming: the journal of the run; `None` if it has none.
     """
 
     core: Evolution
@@ -49,6 +51,7 @@ class Beside:
     story: Story
     collecting: Collecting | None = None
     reducing: Reducing | None = None
+    resuming: Resuming | None = None
     _asked: dict[int, Ended | Combination] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=count)
     _sources: int = 0  # that have ended
@@ -119,7 +122,7 @@ class Beside:
     def item_ended(self, done: ItemDone, source_of: Callable[[SourceCall], Any]) -> list[Action]:
         """Ask for what is to be done with an inner item that has ended."""
         ended = None if self.collecting is None else self.collecting.item_ended(done, source_of)
-        return [] if ended is None else self._ask(ended)
+        return [] if ended is None else self._collect(ended)
 
     def source_ended(self, position: int, source: Any, call: SourceCall) -> list[Action]:
         """Ask for what is to be done with a source that has ended."""
@@ -128,7 +131,7 @@ class Beside:
         if self.collecting is not None:
             ended = self.collecting.source_ended(source, call)
             if ended is not None:
-                actions += self._ask(ended)
+                actions += self._collect(ended)
         if self.reducing is not None:
             self.reducing.source_ended(position)
         return actions + self.go_on()
@@ -188,6 +191,9 @@ class Beside:
         if isinstance(asked, Ended):
             assert self.collecting is not None, "it was asked for"
             portions, recorded = self.collecting.answered(asked, answer, lost)
+            if self.resuming is not None and asked.kept is not None and not portions:
+                _, value = self.collecting.values[asked.by.of][asked.call.index]
+                self.resuming.note_collected(asked.kept, value)
             failures = [one for portion in portions for one in portion.failures]
             self._tell(answer, failures[0] if failures else None, recorded)
             return portions, recorded
@@ -241,6 +247,17 @@ class Beside:
         if reducing is None or reducing.failure is None:
             return []
         return [replace(reducing.failure, source=None)]
+
+    def _collect(self, ended: Ended) -> list[Action]:
+        """Ask for what is collected, unless a journal has it: of the same, by the same code."""
+        if self.resuming is None:
+            return self._ask(ended)
+        assert self.collecting is not None, "it is what has ended"
+        ended.kept = self.resuming.kept(ended.call.index, ended.by.stage, ended.given)
+        for value in self.resuming.collected(ended.kept):
+            self.collecting.known(ended, value)
+            return []
+        return self._ask(ended)
 
     def _ask(self, what: Ended | Combination) -> list[Action]:
         if self.core.stopped is not None:

@@ -13,6 +13,7 @@ from evolve_tasks.core.assembly import Assembly, Portion
 from evolve_tasks.errors import InvalidInput
 from evolve_tasks.naming import short_repr
 from evolve_tasks.outcome import Failure
+from evolve_tasks.resuming import Kept
 from evolve_tasks.stages import Stage, called, function_name, owned
 from evolve_tasks.workers.calls import Collected, Recorded, SourceCall, collect_run_id
 
@@ -44,6 +45,7 @@ class Ended:
     call: SourceCall
     given: tuple[Any, ...]  # what the function is called with
     run: UUID | None  # the task run that expanded it
+    kept: Kept | None = None  # where a journal keeps what comes of it
 
 
 @dataclass(slots=True)
@@ -134,6 +136,10 @@ class Collecting:
         by, source = self.collectors[inner.of], source_of(call)
         return self._ended(by, gathered, inner.item, source, call, run)
 
+    def known(self, ended: Ended, value: Any) -> None:
+        """Take what came of it in an earlier run."""
+        self.values.setdefault(ended.by.of, {})[ended.call.index] = ended.item, value
+
     def answered(
         self, ended: Ended, answer: Any, lost: Failure | None
     ) -> tuple[list[Portion], list[Recorded]]:
@@ -142,8 +148,7 @@ class Collecting:
         if isinstance(answer, Collected):
             failure = answer.failure
             if failure is None:
-                values = self.values.setdefault(ended.by.of, {})
-                values[call.index] = ended.item, answer.value.value()
+                self.known(ended, answer.value.value())
             if answer.recorded:
                 error = None if failure is None else str(failure)
                 run_id = collect_run_id(call)

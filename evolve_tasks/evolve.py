@@ -108,7 +108,8 @@ def evolve(
             are collected likewise where functions are given by the name of an expanding stage, as
             in `{"list_folder": count, "parse_file": write_summary}`: each is called with what
             that stage was given and all results that came from it; the values are in
-            `outcome.collected_by_stage`, by that name.
+            `outcome.collected_by_stage`, by that name. With a journal it is called again only
+            for other results, or with other code.
         reduce: a Prefect task or a function of two results that gives one of their kind, and does
             not care how they are grouped, as `operator.add`. Results are combined on the workers,
             in pairs whose shape follows from their positions, and do not come to the flow:

@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evolve_tasks.journal import Journal, source_token, stage_token, token_below
+from evolve_tasks.journal import (
+    Journal,
+    collected_token,
+    items_token,
+    source_token,
+    stage_token,
+    token_below,
+)
 from evolve_tasks.journal.journal import Known
 from evolve_tasks.naming import short_repr
 from evolve_tasks.stages import Stage
@@ -30,6 +37,25 @@ class _Source:
     occurrence: int
     fingerprint: str | None
     items: str = ""  # token of what it gave
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a journal keeps what was collected of a source, or of an inner item.
+
+    Args:
+        token: of that.
+        occurrence: of its source.
+        fingerprint: of its source.
+        process: token of the code that collects.
+        items: token of what that code is called with.
+    """
+
+    token: str
+    occurrence: int
+    fingerprint: str
+    process: str
+    items: str
 
 
 class Resuming:
@@ -69,6 +95,7 @@ class Resuming:
         # An item that is its own key is all that its result depends on. With a function it may be
         # another one when other code has found it, and another function may call others the same.
         self._key = "key" if key is None else f"{stage_token(key)} {self._parse}"
+        self._collect: dict[int, str] = {}  # tokens of the functions, by position
 
     def arrived(self, position: int, source: Any, label: str) -> tuple[int, Recalled] | None:
         """Take in a source; give its size and all its results if it need not be worked on."""
@@ -154,6 +181,48 @@ class Resuming:
             self._journal.note_done(
                 one.token, 0, one.fingerprint, self._process, UNIQUE, 0, [value]
             )
+
+    def kept(self, index: tuple[int, ...], by: Stage, given: tuple[Any, ...]) -> Kept | None:
+        """Where that is kept which comes of a source, or of an inner item, that has ended.
+
+        Args:
+            index: positions from the source down to it.
+            by: the function that collects.
+            given: what it is called with: the item, its results and, if it wants them, failures.
+
+        Returns:
+            `None` if it is not kept: a failure is another one each time, and its item is worked
+            on again.
+        """
+        position, *inner = index
+        root = self._open[position][()]
+        if root.token is None or root.fingerprint is None or any(given[2:]):
+            return None
+        if by.position not in self._collect:
+            self._collect[by.position] = stage_token(by.function)
+        return Kept(
+            collected_token(root.token, [by.name, *inner]),
+            root.occurrence,
+            root.fingerprint,
+            self._collect[by.position],
+            items_token(given),
+        )
+
+    def collected(self, kept: Kept | None) -> list[Any]:
+        """What came of it in an earlier run, in a list; an empty one if that is not known."""
+        if kept is None:
+            return []
+        known = self._journal.known(
+            kept.token, kept.occurrence, kept.fingerprint, "", kept.process, items_token=kept.items
+        )
+        read = self._journal.values(known) if known is not None else ()
+        return [value for _, _, values in read for value in values][:1]
+
+    def note_collected(self, kept: Kept, value: Any) -> None:
+        """Note what has come of it."""
+        self._journal.note_done(
+            kept.token, kept.occurrence, kept.fingerprint, kept.process, kept.items, 0, [value]
+        )
 
     def _keyed(self, position: int, key: bytes) -> _Source:
         """Where such an item is kept: it holds as long as the source does that it is from."""

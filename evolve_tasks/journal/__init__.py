@@ -10,6 +10,7 @@ from evolve_tasks.journal.administration import (
 )
 from evolve_tasks.journal.code_identity import stage_token
 from evolve_tasks.journal.identity import (
+    collected_token,
     file_fingerprint,
     is_sure,
     items_token,
@@ -23,6 +24,7 @@ __all__ = [
     "JournalInfo",
     "Known",
     "SourceInfo",
+    "collected_token",
     "file_fingerprint",
     "forget_journal",
     "is_sure",

@@ -11,7 +11,7 @@ from typing import Any
 from prefect.results import ResultStore, get_result_store
 
 from evolve_tasks.errors import InvalidInput
-from evolve_tasks.journal.identity import root_of
+from evolve_tasks.journal.identity import is_collected, root_of
 from evolve_tasks.journal.index import Entry, Key
 from evolve_tasks.journal.journal import ABOUT
 from evolve_tasks.journal.lock import JournalLock, current_claim
@@ -230,7 +230,11 @@ def _info(files: Files, folder: str) -> JournalInfo | None:
         folder=folder,
         sources=sum(not source.gone for source in sources),
         gone=sum(source.gone for source in sources),
-        items=sum(map(_done, segments.index.sources.values())),
+        items=sum(
+            _done(entry)
+            for (token, _), entry in segments.index.sources.items()
+            if not is_collected(token)
+        ),
         size_bytes=segments.size_bytes,
         segments=segments.count,
         last_run=_moment(about.get("last_run_s")),
@@ -259,6 +263,8 @@ def _read(files: Files) -> Segments:
 def _sources(segments: Segments) -> list[SourceInfo]:
     below: dict[Key, list[Entry]] = {}
     for (source, occurrence), entry in segments.index.sources.items():
+        if is_collected(source):
+            continue
         below.setdefault((root_of(source), occurrence), []).append(entry)
     found = []
     for key, entries in below.items():

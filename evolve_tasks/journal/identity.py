@@ -18,6 +18,7 @@ TOKEN: Final = 32  # hexadecimal digits: 128 bits
 _CHUNK: Final = 10_000  # items hashed at a time: bounds the text that is built
 _UNSURE: Final = "unsure-"
 _BELOW: Final = "."  # in no token of a source
+_COLLECTED: Final = f"{_BELOW}="  # in no token of a list
 
 
 def source_token(source: Any) -> str | None:
@@ -57,6 +58,37 @@ def token_below(root: str, what: Any) -> str:
         ('abc', True)
     """
     return f"{root}{_BELOW}{source_token(what)}"
+
+
+def collected_token(root: str, where: Any) -> str:
+    """Tell what was collected of a source, or of something below it.
+
+    Args:
+        root: token of the source.
+        where: what it is known by there, a plain value.
+
+    Returns:
+        A token that tells its root, and that it is of no list of items.
+
+    Example:
+        >>> token = collected_token("abc", ["parse_file", 3])
+        >>> root_of(token), is_below(token), is_collected(token), is_collected("abc.def")
+        ('abc', True, True, False)
+    """
+    return f"{root}{_COLLECTED}{source_token(where)}"
+
+
+def is_collected(token: str) -> bool:
+    """Whether a token is that of something collected, and not of items.
+
+    Args:
+        token: what `source_token`, `token_below` or `collected_token` gave.
+
+    Example:
+        >>> is_collected("abc")
+        False
+    """
+    return _COLLECTED in token
 
 
 def is_below(token: str) -> bool:

@@ -24,6 +24,7 @@ from prefect.filesystems import LocalFileSystem
 from evolve_tasks import (
     EvolveFailed,
     EvolveTaskRunner,
+    Failure,
     InvalidInput,
     JournalBusy,
     More,
@@ -33,9 +34,11 @@ from evolve_tasks import (
     evolve_iter,
     file_fingerprint,
     forget_journal,
+    journal_info,
     list_journals,
 )
 from evolve_tasks.call import Call
+from evolve_tasks.journal import journal_sources
 from tests.conformance.flows import in_flow
 from tests.integration.servers import prefect_environment
 
@@ -111,6 +114,95 @@ def test_a_later_run_does_only_what_is_missing(
     expected |= {f"item-{source}-7": 2 for source in range(8)}
     assert ran == expected | {f"parse-{source}": 2 for source in range(8)}
     forget_journal(name)
+
+
+def summary(source: Source, results: list[int]) -> int:
+    note(source[0], f"summary-{source[1]}")
+    return sum(results)
+
+
+def total(source: Source, results: list[int]) -> int:
+    """Other code than `summary`."""
+    note(source[0], f"total-{source[1]}")
+    return sum(results) + 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_was_collected_of_the_same_results_is_not_collected_again(
+    strategy: str, diary: Path, runner: Any
+) -> None:
+    sources = [(str(diary), number) for number in range(3)]
+    name = f"collected-{diary}"
+    bad = diary.with_suffix(".bad")
+    bad.touch()
+
+    def body(collect: Any = summary) -> Outcome:
+        options: Any = {"strategy": strategy, "journal": name, "on_failure": "ignore"}
+        return evolve(sources, ten, work, collect=collect, **options)
+
+    def ran(what: str) -> list[int]:
+        return [executions(diary)[f"{what}-{number}"] for number in range(3)]
+
+    whole = [sum(range(10 * number, 10 * number + 10)) for number in range(3)]
+    first = in_flow(runner, body)
+    assert [value for _, value in first.collected] == [
+        value - 10 * number - 7 for number, value in enumerate(whole)
+    ]
+    in_flow(runner, body)  # item 7 fails again: nothing is new
+    assert ran("summary") == [1, 1, 1]
+    bad.unlink()
+    for _ in range(2):
+        outcome = in_flow(runner, body)
+        assert outcome.collected == list(zip(sources, whole, strict=True))
+    assert ran("summary") == [2, 2, 2]
+    # Neither an item nor a source: the counts of the journal are those of before.
+    assert (journal_info(name).items, journal_info(name).sources) == (30, 3)
+    assert [source.done for source in journal_sources(name)] == [10, 10, 10]
+    changed = in_flow(runner, lambda: body(total))
+    assert [value for _, value in changed.collected] == [value + 1 for value in whole]
+    assert ran("total") == [1, 1, 1]
+    forget_journal(name)
+
+
+def parts(source: Source) -> list[tuple[str, int, int]]:
+    return [(source[0], source[1], part) for part in range(2)]
+
+
+def three(part: tuple[str, int, int]) -> list[tuple[str, int, int]]:
+    diary, source, number = part
+    return [(diary, source, 3 * number + item) for item in range(3)]
+
+
+def of_part(part: tuple[str, int, int], results: list[int], failures: list[Failure]) -> list[int]:
+    note(part[0], f"part-{part[1]}-{part[2]}")
+    if part[2] and Path(part[0]).with_suffix(".bad").exists():
+        raise ValueError("cannot be collected today")
+    return [len(failures), *results]
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "as_completed", "async"])
+def test_inner_items_are_collected_once_as_well(strategy: str, diary: Path, runner: Any) -> None:
+    sources = [(str(diary), number) for number in range(2)]
+    bad = diary.with_suffix(".bad")
+    bad.touch()
+
+    def body() -> Outcome:
+        options: Any = {"strategy": strategy, "journal": str(diary), "on_failure": "ignore"}
+        return evolve(sources, parts, three, work, collect={"three": of_part}, **options)
+
+    expected = [
+        ((str(diary), source, part), [0, *(10 * source + 3 * part + item for item in range(3))])
+        for source in range(2)
+        for part in range(2)
+    ]
+    first = in_flow(runner, body)
+    assert first.collected_by_stage["three"] == [one for one in expected if one[0][2] == 0]
+    bad.unlink()
+    for _ in range(2):
+        assert in_flow(runner, body).collected_by_stage["three"] == expected
+    ran = executions(diary)
+    assert [ran[f"part-{s}-{p}"] for s in range(2) for p in range(2)] == [1, 2, 1, 2]
+    forget_journal(str(diary))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
