@@ -21,6 +21,7 @@ from prefect.results import ResultRecord  # type: ignore[attr-defined]
 from prefect.states import Crashed
 from prefect_dask.task_runners import PrefectDaskFuture
 
+from evolve_tasks.serving import IDLE_S, Serving
 from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.seceding import secede_for_good, seceded
 from evolve_tasks.workers.submitted import small_states
@@ -62,6 +63,9 @@ class EvolveFuture(PrefectDaskFuture[Any]):
         Raises:
             TimeoutError: it has not ended within `timeout` seconds.
             CrashedRun: each worker that it ran on died.
+            ClusterLost: without a `timeout`, there has been no worker for as long as Dask's
+                `distributed.scheduler.no-workers-timeout` says; for 300 s if it says nothing.
+            ClusterUnfit: for as long no worker has been able to run it, or what it waits for.
             Exception: what the task raised, unless `raise_on_failure` is false.
         """
         with self._aside():
@@ -90,7 +94,7 @@ class EvolveFuture(PrefectDaskFuture[Any]):
     def _fetch(self, timeout: float | None) -> None:
         if self._ended is None or self._final_state is not None or timeout is not None:
             return  # with a time limit Dask's own way is exact, and nobody waits for many
-        self._wrapped_future.exception()  # waits, and fetches no result
+        self._ended.wait(self._wrapped_future)
         if self._wrapped_future.status == "finished":
             self._ended.fetch(self)
 
@@ -123,11 +127,25 @@ class EndedFutures:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._futures: deque[weakref.ref[EvolveFuture]] = deque()
+        self._serving = Serving(client, {})
 
     def add(self, future: EvolveFuture) -> None:
         """Take in a future that was submitted; it is known from when it has ended."""
         reference = weakref.ref(future)
         future.wrapped_future.add_done_callback(lambda _: self._futures.append(reference))
+
+    def wait(self, future: Future[Any]) -> None:
+        """Wait until a future has ended, and fetch no result; Dask may wait for ever.
+
+        Raises:
+            ClusterLost, ClusterUnfit: as `Serving.require_for`.
+        """
+        while True:
+            try:
+                future.exception(timeout=IDLE_S)
+                return
+            except TimeoutError:
+                self._serving.require_for(future.key)
 
     def fetch(self, wanted: EvolveFuture) -> None:
         """Fetch the state of one that has finished, and others with it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -29,11 +30,15 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 from evolve_tasks.cluster_block import block_name, load_block, refuse_wrong_template
 from evolve_tasks.connecting import adapt, connected, start
 from evolve_tasks.context import RunContexts, register
-from evolve_tasks.errors import InvalidInput
+from evolve_tasks.errors import ClusterLost, ClusterUnfit, InvalidInput
 from evolve_tasks.futures import EndedFutures, EvolveFuture, death_of
 from evolve_tasks.lost_workers import lost_workers_return
 from evolve_tasks.monitoring.cancelling import acknowledge
-from evolve_tasks.monitoring.crashes import end_killed, end_what_was_left
+from evolve_tasks.monitoring.crashes import (
+    end_killed,
+    end_what_died_with_workers,
+    end_what_was_left,
+)
 from evolve_tasks.monitoring.recording import wait_until_recorded
 from evolve_tasks.naming import error_text
 from evolve_tasks.stages import function_name
@@ -56,6 +61,10 @@ _SPAWN_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
 # In the id of a client whose cluster goes with its flow run.
 OWN = "evolve-own"
+
+# How far the clock of a scheduler may be behind that of a flow. If it is more, a death may be
+# missed; if it is less, one of before is taken for one of now, which costs a question.
+SKEW_S = 60.0
 
 
 class _Pending(NamedTuple):
@@ -132,6 +141,7 @@ class EvolveTaskRunner(DaskTaskRunner):
         self._outer: Any = None  # the runner of the flow around
         self._left = False  # something may be under way when the cluster goes
         self._gone = False  # the cluster that it had started
+        self._began = time.time()  # events of a scheduler have such a time
 
     def duplicate(self) -> Self:
         """Make a runner with the same settings; the stock one forgets `cluster`."""
@@ -298,6 +308,7 @@ class EvolveTaskRunner(DaskTaskRunner):
     @property
     def contexts(self) -> RunContexts:
         """The run contexts of this flow run that the workers know."""
+        self._flow_context = FlowRunContext.get() or self._flow_context
         with _making:
             if self._contexts is None:
                 self._contexts = RunContexts(self.client, EvolveTaskRunner)
@@ -377,7 +388,6 @@ class EvolveTaskRunner(DaskTaskRunner):
         if self._ephemeral:
             self._submitted.append(run_id)
         self._pending[run_id] = pending = _Pending(task, future)
-        self._flow_context = FlowRunContext.get() or self._flow_context
         future.add_done_callback(lambda _: self._note_end(run_id, pending))
         if (mine := children.get()) is not None:
             mine.append(future)
@@ -423,10 +433,11 @@ class EvolveTaskRunner(DaskTaskRunner):
                 self._end_pending(interrupted=args[0] is not None)
                 if self._contexts is not None:
                     self._contexts.close()
-                if self._killed:
-                    # Whoever ran them cannot tell; without us they would be Running for ever.
-                    crashed = self._end_killed()
-                    self._submitted += [one for one in crashed if one not in self._submitted]
+                # Whoever ran them cannot tell; without us they would be Running for ever.
+                crashed = self._end_killed() if self._killed else []
+                if self._workers_died():
+                    crashed += self._end_died()
+                self._submitted += [one for one in crashed if one not in self._submitted]
                 if self._submitted:
                     wait_until_recorded(self._submitted, self.logger)
                 if self._cancelled is not None:
@@ -492,8 +503,19 @@ class EvolveTaskRunner(DaskTaskRunner):
                 "futures in the flow, so that its state tells of them",
                 _runs(len(pending)),
             )
+        assert self._ended is not None, "something was submitted"
         for run_id, one in pending.items():
-            one.future.exception()
+            try:
+                self._ended.wait(one.future)
+            except (ClusterLost, ClusterUnfit) as error:
+                self.logger.error(
+                    "Cancelling %r, which was submitted and not waited for: %s",
+                    one.task.name,
+                    error_text(error),
+                )
+                self.client.cancel([one.future])
+                self._submitted = [other for other in self._submitted if other != run_id]
+                continue
             self._note_end(run_id, one)  # Dask calls back some time later
 
     def _end_killed(self) -> list[UUID]:
@@ -502,6 +524,38 @@ class EvolveTaskRunner(DaskTaskRunner):
         around = self._flow_context
         with around.model_copy() if around is not None else nullcontext():
             return end_killed(self._killed, self.logger)
+
+    def _workers_died(self) -> bool:
+        """Whether workers have died since the flow run began; whichever it had work on."""
+        if self._client is None or self._contexts is None or self._client.status != "running":
+            return False
+        try:
+            events = self._client.get_events("all")  # the last thousand
+        except OSError as error:
+            self.logger.debug("The scheduler cannot be asked whether workers died: %r", error)
+            return False
+        return any(
+            event.get("action") == "remove-worker"
+            and not event.get("expected")
+            and at > self._began - SKEW_S
+            for at, event in events
+        )
+
+    def _end_died(self) -> list[UUID]:
+        around = self._flow_context
+        # What was left on somebody else's cluster goes on there.
+        if self._left or around is None or around.flow_run is None:
+            return []
+        try:
+            with around.model_copy():
+                return end_what_died_with_workers(around.flow_run.id, self.logger)
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            self.logger.warning(
+                "The Prefect API cannot be told of task runs whose workers died (%s); the UI may "
+                "show them as running",
+                error_text(error),
+            )
+            return []
 
     def _failed(self) -> bool:
         """Whether the flow run did not end well; Prefect sets its state before this.

@@ -8,7 +8,7 @@ so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 from uuid import UUID
 
@@ -183,15 +183,45 @@ def end_what_was_left(flow_run_id: UUID, logger: logging.Logger | Any) -> list[U
     Returns:
         The ids of those N >= 0 task runs.
     """
+    ended = _end_all_open(flow_run_id, lambda: Cancelled(message=LEFT), logger)
+    if ended:
+        logger.info(
+            "%d task runs were under way when their run was left: they are Cancelled", len(ended)
+        )
+    return ended
+
+
+def end_what_died_with_workers(flow_run_id: UUID, logger: logging.Logger | Any) -> list[UUID]:
+    """Say of task runs that they crashed, where workers died and nobody else would say it.
+
+    They are those that tasks on workers have submitted themselves, or an `evolve` there: whoever
+    waited for them may have died as well.
+
+    Called in the context of the flow run, when workers have died and nothing of it is under way.
+
+    Args:
+        flow_run_id: the flow run that they belong to.
+        logger: told how many there were.
+
+    Returns:
+        The ids of those N >= 0 task runs.
+    """
+    ended = _end_all_open(flow_run_id, lambda: Crashed(message=DIED), logger)
+    if ended:
+        logger.warning(
+            "%d task runs were open when their workers died: they are Crashed", len(ended)
+        )
+    return ended
+
+
+def _end_all_open(
+    flow_run_id: UUID, state: Callable[[], State[Any]], logger: logging.Logger | Any
+) -> list[UUID]:
     left = {one.id: one for one in _open(flow_run_id)}
     # Some have ended, and the API has not recorded it yet; that must not be written over.
     left = {one: left[one] for one in unrecorded_after(list(left), logger, SETTLED_S)}
     for one in left.values():
-        _end(one, Cancelled(message=LEFT))
-    if left:
-        logger.info(
-            "%d task runs were under way when their run was left: they are Cancelled", len(left)
-        )
+        _end(one, state())
     return list(left)
 
 

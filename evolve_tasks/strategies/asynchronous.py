@@ -28,11 +28,11 @@ from evolve_tasks.core.actions import (
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import Arrival, SourceFeed
+from evolve_tasks.serving import IDLE_S
 from evolve_tasks.strategies.chunk_feed import chunk_feed
 from evolve_tasks.strategies.ended import LOST_S, OVER, Ended
 from evolve_tasks.strategies.fetching import Fetching
 from evolve_tasks.strategies.leaving import abandon
-from evolve_tasks.strategies.serving import IDLE_S
 from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.strategies.together import Member, apart, by_itself, gone_along, parties
 from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall

@@ -8,11 +8,11 @@ from evolve_tasks.answers import Answer
 from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.feeding import SourceFeed
+from evolve_tasks.serving import IDLE_S
 from evolve_tasks.strategies.chunk_feed import chunk_feed
 from evolve_tasks.strategies.ended import Ended
 from evolve_tasks.strategies.fetching import Fetching
 from evolve_tasks.strategies.leaving import abandon
-from evolve_tasks.strategies.serving import IDLE_S
 from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.strategies.together import Member, apart, by_itself, parties
 from evolve_tasks.workers.calls import (

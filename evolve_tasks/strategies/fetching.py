@@ -15,8 +15,8 @@ from distributed import Client, Future
 
 from evolve_tasks.answers import Answer, Lost
 from evolve_tasks.errors import ClusterLost, ClusterUnfit
+from evolve_tasks.serving import address_of
 from evolve_tasks.strategies.ended import FAILED, LOST_S
-from evolve_tasks.strategies.serving import address_of
 from evolve_tasks.workers.watch import LET_GO
 
 # How long results may be on their way to the flow before it looks after other things; after some

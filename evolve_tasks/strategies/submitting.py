@@ -12,8 +12,8 @@ from distributed import Client, Future, Queue
 from evolve_tasks.context import cleared, register
 from evolve_tasks.core.actions import Expand, Process, Turn
 from evolve_tasks.errors import InvalidInput
+from evolve_tasks.serving import Serving
 from evolve_tasks.stages import Stage
-from evolve_tasks.strategies.serving import Serving
 from evolve_tasks.strategies.together import Member
 from evolve_tasks.workers import units
 from evolve_tasks.workers.calls import (

@@ -17,6 +17,7 @@ from typing import Any
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from prefect import task
 
 from evolve_tasks import (
     ClusterLost,
@@ -215,6 +216,57 @@ def test_resources_that_nobody_offers_end_the_run(strategy: Any, tmp_path: Path)
             ),
         )
     assert begun(tmp_path) == 0
+
+
+@task
+def number(given: int) -> int:
+    return given
+
+
+def test_waiting_for_a_task_that_no_worker_can_run_ends() -> None:
+    """Dask waits for ever, also for what comes after it."""
+
+    def body() -> None:
+        with dask.annotate(resources={"GPU": 2}):
+            nowhere = number.submit(1)
+        number.submit(nowhere).result()
+
+    told = (
+        r"able to run task 'number-\S+' for 2 s: it takes GPU=2, and they offer none: start "
+        "workers with dask worker --resources 'GPU=2'"
+    )
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        dask.config.set(SHORT),
+        pytest.raises(ClusterUnfit, match=told),
+    ):
+        in_flow(EvolveTaskRunner(address=cluster.scheduler_address), body)
+
+
+def test_waiting_for_a_task_ends_where_there_are_no_workers() -> None:
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        dask.config.set(SHORT),
+        pytest.raises(ClusterLost, match=r"no worker .* for 2 s"),
+    ):
+        in_flow(
+            EvolveTaskRunner(address=cluster.scheduler_address), lambda: number.submit(1).result()
+        )
+
+
+def test_what_nobody_can_run_and_nobody_waits_for_does_not_hold_the_flow_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def body() -> None:
+        with dask.annotate(resources={"GPU": 2}):
+            number.submit(1)
+
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        dask.config.set(SHORT),
+    ):
+        in_flow(EvolveTaskRunner(address=cluster.scheduler_address), body)
+    assert "Cancelling 'number', which was submitted and not waited for" in caplog.text
 
 
 def test_wrong_resources_are_refused(tmp_path: Path, thread_workers: str) -> None:

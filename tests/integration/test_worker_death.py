@@ -20,10 +20,11 @@ from distributed import LocalCluster
 from prefect import flow, task
 from prefect.context import FlowRunContext
 from prefect.exceptions import CrashedRun
-from prefect.runtime import task_run
+from prefect.runtime import flow_run, task_run
 
 from evolve_tasks import EvolveTaskRunner, Outcome, evolve, evolve_iter
 from tests.integration.api import task_runs
+from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
 
@@ -388,6 +389,71 @@ def test_a_submitted_task_whose_workers_died_is_crashed(tmp_path: Path) -> None:
     assert other == 4
     states = Counter(run.state_name for run in task_runs(run_id))
     assert states == {"Crashed": 1, "Completed": 1}
+
+
+@task
+def dies_once_it_is_known(diary: str) -> str:
+    """Die the first time, when the API has heard of it: what it has not is not left open there."""
+    note(diary, "lives")
+    if traces(Path(diary))["lives"] == 1:
+        flow_run_id = UUID(flow_run.id)
+        until(lambda: task_run.id in {str(one.id) for one in task_runs(flow_run_id)}, "it is known")
+        die(diary)
+    return diary
+
+
+@task
+def submits(diary: str) -> list[str]:
+    return [dies_once_it_is_known.submit(diary).result()]
+
+
+@task
+def evolves(diary: str) -> list[str]:
+    return list(evolve([[diary]], list, dies_once_it_is_known, record="items").results)
+
+
+@pytest.mark.parametrize("parent", [submits, evolves], ids=lambda parent: str(parent.name))
+def test_what_died_together_with_its_parent_is_crashed(parent: Any, tmp_path: Path) -> None:
+    """Nobody is left there who could tell; the parent runs again, and with it another child."""
+    with LocalCluster(**{**CLUSTER, "n_workers": 1}) as cluster:
+        run_id, given = run(lambda: parent.submit(str(tmp_path)).result(), cluster)
+    assert given == [str(tmp_path)]
+    states = states_of(run_id)
+    assert states[parent.name, "Completed"] == 1
+    children = {state: count for (name, state), count in states.items() if name != parent.name}
+    assert children == {"Crashed": 1, "Completed": 1}
+
+
+def test_what_a_task_has_submitted_and_killed_its_worker_is_crashed(tmp_path: Path) -> None:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(**CLUSTER) as cluster,
+    ):
+        here, there = cluster.scheduler_info["workers"]
+
+        def body() -> Any:
+            with dask.annotate(workers=[here]):
+                return watches_it_die.submit(str(tmp_path), there).result()
+
+        run_id, given = run(body, cluster)
+    assert given is True
+    assert states_of(run_id) == {
+        ("watches_it_die", "Completed"): 1,
+        ("dies_once_it_is_known", "Crashed"): 1,
+    }
+
+
+def states_of(run_id: UUID) -> Counter[tuple[str, str | None]]:
+    """How many task runs there are of each task and state."""
+    return Counter((re.split(r"[-\[]", one.name)[0], one.state_name) for one in task_runs(run_id))
+
+
+@task
+def watches_it_die(diary: str, there: str) -> bool:
+    with dask.annotate(workers=[there]):
+        child = dies_once_it_is_known.submit(diary)
+    child.wait()
+    return bool(child.state.is_crashed())
 
 
 @task

@@ -1,13 +1,15 @@
-"""Whether a cluster can still run what was sent to it: asked while nothing ends."""
+"""Whether a cluster can run what was sent to it: asked while nothing ends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import dask
+from dask.typing import Key
 from dask.utils import parse_timedelta
-from distributed import Client
+from distributed import Client, Scheduler
 
 from evolve_tasks.errors import ClusterLost, ClusterUnfit
 
@@ -22,7 +24,7 @@ Resources = Mapping[str, float]
 
 
 class Serving:
-    """Remembers since when there has been nobody to run a stage.
+    """Remembers since when there has been nobody to run what was sent.
 
     Args:
         client: the client of the run.
@@ -44,13 +46,7 @@ class Serving:
             ClusterLost: there has been no worker for `no_workers_s()`.
             ClusterUnfit: for as long no worker has had what a stage takes.
         """
-        if self._too_long("", bool(self._client.nthreads())):
-            raise ClusterLost(
-                f"no worker has been connected to the scheduler at {address_of(self._client)} for "
-                f"{no_workers_s():.0f} s, and the run cannot go on: start workers, or see in their "
-                "logs why they ended, and run the flow again (Dask's setting "
-                "distributed.scheduler.no-workers-timeout says how long to wait)"
-            )
+        self._require_any()
         takes = {stage: self._resources[stage] for stage in stages if self._resources.get(stage)}
         offers = self._offers() if takes else []
         for stage, wanted in takes.items():
@@ -62,6 +58,36 @@ class Serving:
                     f"{_said(wanted)!r}, or correct resources= (Dask's setting "
                     "distributed.scheduler.no-workers-timeout says how long to wait)"
                 )
+
+    def require_for(self, key: Key) -> None:
+        """Called now and then while a submitted task does not end.
+
+        Args:
+            key: Dask's key of it.
+
+        Raises:
+            ClusterLost: there has been no worker for `no_workers_s()`.
+            ClusterUnfit: for as long no worker has been able to run it, or what it waits for.
+        """
+        self._require_any()
+        found: Unrunnable | None = self._client.run_on_scheduler(unrunnable, key)
+        if found is not None and found.since_s >= no_workers_s():
+            raise ClusterUnfit(
+                f"no worker at {address_of(self._client)} has been able to run task {found.key!r} "
+                f"for {no_workers_s():.0f} s: it takes {_said(found.takes) or 'nothing special'}, "
+                f"and they offer {_all_said(self._offers())}: start workers with dask worker "
+                f"--resources {_said(found.takes)!r}, or correct its resources (Dask's setting "
+                "distributed.scheduler.no-workers-timeout says how long to wait)"
+            )
+
+    def _require_any(self) -> None:
+        if self._too_long("", bool(self._client.nthreads())):
+            raise ClusterLost(
+                f"no worker has been connected to the scheduler at {address_of(self._client)} for "
+                f"{no_workers_s():.0f} s, and the run cannot go on: start workers, or see in their "
+                "logs why they ended, and run the flow again (Dask's setting "
+                "distributed.scheduler.no-workers-timeout says how long to wait)"
+            )
 
     def missing(self) -> str | None:
         """What no worker offers at this moment, in words; `None` if nothing is missing."""
@@ -86,6 +112,34 @@ class Serving:
             self._since.pop(stage, None)
             return False
         return now - self._since.setdefault(stage, now) >= no_workers_s()
+
+
+class Unrunnable(NamedTuple):
+    """A task that no worker can run."""
+
+    key: str
+    since_s: float
+    takes: dict[str, float]
+
+
+def unrunnable(key: Key, dask_scheduler: Scheduler) -> Unrunnable | None:
+    """Look at the scheduler whether a task, or one that it waits for, can run nowhere.
+
+    Args:
+        key: Dask's key of the task.
+        dask_scheduler: the scheduler; Dask gives it.
+    """
+    todo, seen = [dask_scheduler.tasks.get(key)], set()
+    while todo:
+        task = todo.pop()
+        if task is None or task in seen:
+            continue
+        seen.add(task)
+        if (since := dask_scheduler.unrunnable.get(task)) is not None:
+            takes = dict(task.resource_restrictions or {})
+            return Unrunnable(str(task.key), time.monotonic() - since, takes)
+        todo += task.waiting_on or ()
+    return None
 
 
 def no_workers_s() -> float:
