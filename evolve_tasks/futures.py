@@ -51,7 +51,11 @@ class EvolveFuture(PrefectDaskFuture[Any]):
         self._ended = ended
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the task run has ended, or for `timeout` seconds."""
+        """Wait until the task run has ended, or for `timeout` seconds.
+
+        Raises:
+            ClusterLost, ClusterUnfit: as `result`.
+        """
         with self._aside():
             self._fetch(timeout)
             super().wait(timeout)

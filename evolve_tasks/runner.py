@@ -535,7 +535,8 @@ class EvolveTaskRunner(DaskTaskRunner):
             self.logger.debug("The scheduler cannot be asked whether workers died: %r", error)
             return False
         return any(
-            event.get("action") == "remove-worker"
+            isinstance(event, dict)  # users may log there, too
+            and event.get("action") == "remove-worker"
             and not event.get("expected")
             and at > self._began - SKEW_S
             for at, event in events
