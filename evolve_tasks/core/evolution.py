@@ -54,6 +54,8 @@ class Evolution(Filling):
         1
     """
 
+    __slots__ = ()
+
     # -- events -----------------------------------------------------------------------------
 
     def gives_up(self, unit: int, running: Collection[int] | None = None) -> bool:
@@ -275,7 +277,8 @@ class Evolution(Filling):
         action = self._units.get(unit)
         if not isinstance(action, Process):
             raise IllegalEvent(f"unit {unit} was answered as a Process, in flight is {action!r}")
-        size = action.stop - action.start
+        _, _, _, parent, offset, start, stop, _, _ = action
+        size = stop - start
         done = size - failed - not_run
         if failed < 0 or not_run < 0 or done < 0:
             raise IllegalEvent(
@@ -299,7 +302,7 @@ class Evolution(Filling):
             tally.not_run += not_run
         self._items.add(done + failed, seconds)
         actions: list[Action] = []
-        identity = action.parent, action.offset
+        identity = parent, offset
         items = self._lists[identity]
         if further:
             for place, more in enumerate(further):

@@ -98,11 +98,7 @@ MOST_FOLLOWS = 50
 class Filling(OpenTree):
     """Uses the room in the window, by the rules at the top of this file."""
 
-    # As long as more items wait than this no source is taken; and the longest list that was worked
-    # on where it was found when that was so. Where ten thousand threads work on single items most
-    # decisions are about the next one, and would ask in vain for another source.
-    _full_above: float | None = None
-    _full_inline = 0
+    __slots__ = ()
 
     def _fill(self, actions: list[Action], *, fewer: bool = False) -> list[Action]:
         """Use the room in the window, by the rules at the top of this file.
@@ -111,8 +107,11 @@ class Filling(OpenTree):
             actions: what has been decided already.
             fewer: nothing has changed since the last time but that some items have ended.
         """
-        if self._full_above is not None and not (fewer and self._inline_is_as_it_was()):
-            self._full_above = None
+        if self._full_above is not None:
+            if not (fewer and self._inline_is_as_it_was()):
+                self._full_above = None
+            elif self._only_batches(actions, self._full_above):
+                return actions
         if self._limit_due and self.stopped is None:
             self._limit_due = False
             actions += self._limit()
@@ -162,6 +161,21 @@ class Filling(OpenTree):
             if not leaves or not self._process(actions, leaves, room):
                 break
         return actions
+
+    def _only_batches(self, actions: list[Action], above: float) -> bool:
+        """Go the short way through `_fill`; False if there is more to be looked at."""
+        places = self._full_places
+        if self._places >= places or self._stop_due is not None:
+            return False
+        if self.stopped is not None or self.paused:
+            return True
+        leaves = self._waiting[self._last]
+        while self._all_waits > above:
+            if not leaves or not self._process(actions, leaves, self._largest_unit):
+                return True
+            if self._places >= places:
+                return True
+        return False
 
     def _inline_is_as_it_was(self) -> bool:
         """Whether `inline_items` says the same as when no source could be taken."""
@@ -284,29 +298,31 @@ class Filling(OpenTree):
         identity = leaves[0]
         entry = self._lists[identity]
         start, stop = entry.todo[0]
-        if self._batch is None:
+        if self._batch is not None:
+            size = self._largest_batch()
+        elif item_s is not None and item_s > TARGET_S / 2:
+            size = 1  # as `unit_size` has it
+        else:
             window = self._window
             ceiling = LARGEST_UNIT if window.in_flight is None else self._ceiling()
             each_s = item_s
             if entry.depth and item_s is not None and item_s < ALONG_S:
                 each_s = ALONG_S
             size = unit_size(each_s, self._waits[self._last], window.threads, ceiling)
-        else:
-            size = self._largest_batch()
         wanted = size
         if size > stop - start:
             size = stop - start
         if size > room:
             return False
-        if start + size < stop:
-            entry.todo[0] = start + size, stop
+        if (end := start + size) < stop:
+            entry.todo[0] = end, stop
         else:
             entry.todo.popleft()
             if not entry.todo:
                 leaves.popleft()
         self._waits[self._last] -= size
         self._all_waits -= size
-        self._submit(actions, entry.source, identity, start, start + size, entry.crashes)
+        self._submit(actions, entry.source, identity, start, end, entry.crashes)
         if size < wanted and item_s is not None and self._goes_together(entry):
             self._take_along(actions, self._last, min(wanted, room) - size)
         return True
@@ -439,6 +455,18 @@ class Filling(OpenTree):
             expecting[0] -= self._pulling
         return expecting
 
+    @property
+    def _beside_batches(self) -> bool:
+        """Whether `_fill` has to look at something beside batches and expansions."""
+        return bool(
+            self._suspects
+            or self._alone is not None
+            or self._extras
+            or self._held
+            or self._of_level
+            or self._given
+        )
+
     def _fits_at(self) -> float | None:
         """How few items have to wait for a source to be taken, if nothing else changes.
 
@@ -499,6 +527,11 @@ class Filling(OpenTree):
         may = min(self._may_expand(0), self._may_stream(0))
         if may < 1 or self._sources_ended or self._pulling or self.closed:
             self._full_above, self._full_inline = self._fits_at(), inline_items(self._items.mean_s)
+            window = self._window
+            if window.units is None or window.in_flight is not None or self._beside_batches:
+                self._full_places = 0
+            else:
+                self._full_places = window.units - (self._pulling > 0)
             return False
         self._full_above = None
         # The places of the expansions to come are taken now, so that nothing else fills them.

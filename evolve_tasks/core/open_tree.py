@@ -39,6 +39,68 @@ class OpenTree:
     Its arguments are those of `Evolution`, which says what comes of them.
     """
 
+    # More attributes than a dictionary of an instance shares with others: a tenth of a
+    # decision went into finding them.
+    __slots__ = (
+        "_all_waits",
+        "_alone",
+        "_batch",
+        "_budget",
+        "_buffered",
+        "_expanding",
+        "_expanding_units",
+        "_expansions",
+        "_expansions_failed",
+        "_extras",
+        "_extras_failed",
+        "_extras_flying",
+        "_flying",
+        "_follows",
+        "_forks",
+        "_full_above",
+        "_full_inline",
+        "_full_places",
+        "_given",
+        "_giving",
+        "_held",
+        "_hurried",
+        "_item_forks",
+        "_items",
+        "_items_tally",
+        "_largest_unit",
+        "_last",
+        "_leads_on",
+        "_limit_due",
+        "_lists",
+        "_lists_of",
+        "_max_depth",
+        "_max_items",
+        "_next_unit",
+        "_of_level",
+        "_outlook",
+        "_parties",
+        "_places",
+        "_pulling",
+        "_sources_ended",
+        "_sources_known",
+        "_stop_due",
+        "_streaming",
+        "_suspects",
+        "_told_of",
+        "_turns",
+        "_uncounted",
+        "_units",
+        "_waiting",
+        "_waits",
+        "_window",
+        "limited",
+        "paused",
+        "roots",
+        "stopped",
+        "tallies",
+        "too_deep",
+    )
+
     def __init__(
         self,
         *,
@@ -113,6 +175,14 @@ class OpenTree:
         self._hurried = False
         self._suspects = Suspects()
         self._alone: int | None = None  # unit beside which nothing may be in flight
+        # As long as more items wait than this no source is taken; and the longest list that was
+        # worked on where it was found when that was so. Where ten thousand threads work on single
+        # items most decisions are about the next one, and would ask in vain for another source.
+        self._full_above: float | None = None
+        self._full_inline = 0
+        # Beside that, the places that batches may fill without a look at anything else; 0 where
+        # there is something else. Whatever changes this comes with an event that looks at all.
+        self._full_places = 0
 
     # -- what it can be asked ---------------------------------------------------------------
 
