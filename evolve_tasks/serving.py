@@ -74,11 +74,29 @@ class Serving:
         if found is not None and found.since_s >= no_workers_s():
             raise ClusterUnfit(
                 f"no worker at {address_of(self._client)} has been able to run task {found.key!r} "
-                f"for {no_workers_s():.0f} s: it takes {_said(found.takes) or 'nothing special'}, "
-                f"and they offer {_all_said(self._offers())}: start workers with dask worker "
-                f"--resources {_said(found.takes)!r}, or correct its resources (Dask's setting "
+                f"for {no_workers_s():.0f} s: {self._why(found)} (Dask's setting "
                 "distributed.scheduler.no-workers-timeout says how long to wait)"
             )
+
+    def _why(self, found: Unrunnable) -> str:
+        """What a task asks for, what there is, and the way out."""
+        wanted, there, ways = [], [], []
+        if found.takes:
+            wanted.append(f"takes {_said(found.takes)}")
+            there.append(f"they offer {_all_said(self._offers())}")
+            ways += [
+                f"start workers with dask worker --resources {_said(found.takes)!r}",
+                "correct its resources",
+            ]
+        if found.workers:
+            wanted.append(f"may only run at {', '.join(found.workers)}")
+            there.append(f"there are {', '.join(sorted(self._client.nthreads()))}")
+            ways += [
+                "start a worker there",
+                "let it run elsewhere (workers= or allow_other_workers=)",
+            ]
+        asked = " and ".join(wanted) or "asks for nothing special"
+        return f"it {'; '.join([asked, *there])}: {', or '.join(ways) or 'see the scheduler log'}"
 
     def _require_any(self) -> None:
         if self._too_long("", bool(self._client.nthreads())):
@@ -120,6 +138,7 @@ class Unrunnable(NamedTuple):
     key: str
     since_s: float
     takes: dict[str, float]
+    workers: list[str]  # addresses, names or hosts that it is restricted to; none if it is not
 
 
 def unrunnable(key: Key, dask_scheduler: Scheduler) -> Unrunnable | None:
@@ -137,7 +156,8 @@ def unrunnable(key: Key, dask_scheduler: Scheduler) -> Unrunnable | None:
         seen.add(task)
         if (since := dask_scheduler.unrunnable.get(task)) is not None:
             takes = dict(task.resource_restrictions or {})
-            return Unrunnable(str(task.key), time.monotonic() - since, takes)
+            workers = {*(task.worker_restrictions or ()), *(task.host_restrictions or ())}
+            return Unrunnable(str(task.key), time.monotonic() - since, takes, sorted(workers))
         todo += task.waiting_on or ()
     return None
 

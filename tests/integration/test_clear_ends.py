@@ -223,18 +223,35 @@ def number(given: int) -> int:
     return given
 
 
-def test_waiting_for_a_task_that_no_worker_can_run_ends() -> None:
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (
+            {"resources": {"GPU": 2}},
+            "takes GPU=2; they offer none: start workers with dask worker --resources 'GPU=2'",
+        ),
+        (
+            {"workers": ["tcp://127.0.0.1:9"]},
+            r"may only run at tcp://127\.0\.0\.1:9; there are \S+: start a worker there",
+        ),
+        (
+            {"resources": {"GPU": 2}, "workers": ["192.0.2.1"]},
+            r"takes GPU=2 and may only run at 192\.0\.2\.1; they offer none; there are ",
+        ),
+    ],
+    ids=["resources", "workers", "both"],
+)
+def test_waiting_for_a_task_that_no_worker_can_run_ends(
+    asked: dict[str, object], told: str
+) -> None:
     """Dask waits for ever, also for what comes after it."""
 
     def body() -> None:
-        with dask.annotate(resources={"GPU": 2}):
+        with dask.annotate(**asked):
             nowhere = number.submit(1)
         number.submit(nowhere).result()
 
-    told = (
-        r"able to run task 'number-\S+' for 2 s: it takes GPU=2, and they offer none: start "
-        "workers with dask worker --resources 'GPU=2'"
-    )
+    told = rf"able to run task 'number-\S+' for 2 s: it {told}"
     with (
         LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
         dask.config.set(SHORT),
