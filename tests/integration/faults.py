@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -65,10 +65,16 @@ class Tally:
 
 
 class Site:
-    """A Prefect server, a scheduler and two workers with two threads, as processes."""
+    """A Prefect server, a scheduler and two workers with two threads, as processes.
 
-    def __init__(self, home: Path) -> None:
+    Args:
+        home: an empty folder.
+        environment: what the Dask processes have beside that of the tests.
+    """
+
+    def __init__(self, home: Path, environment: Mapping[str, str] | None = None) -> None:
         self._home = home
+        self._environment = environment or {}
         self.server = Server(home / "prefect")
         self.scheduler = f"tcp://127.0.0.1:{free_port()}"
         self.cluster: list[subprocess.Popen[bytes]] = []
@@ -82,7 +88,7 @@ class Site:
         """Start the scheduler and its workers."""
         port = self.scheduler.rpartition(":")[2]
         environment = prefect_environment(self._home / "prefect", self.server.url)
-        environment["PYTHONPATH"] = str(ROOT)
+        environment |= {"PYTHONPATH": str(ROOT), **self._environment}
         self.cluster = [
             _process(self._home, environment, "distributed.cli.dask_scheduler", "--port", port),
             *(
@@ -123,9 +129,9 @@ def _process(
 
 
 @contextmanager
-def site(home: Path) -> Iterator[Site]:
+def site(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Site]:
     """A site that is there for a while."""
-    here = Site(home)
+    here = Site(home, environment)
     with ExitStack() as stack:
         stack.callback(here.stop)
         here.start()

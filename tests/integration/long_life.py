@@ -5,11 +5,17 @@
 A server, a scheduler, two workers and a process that serves a flow live as long as this does; the
 flow is run again and again. After every tenth run a line tells what these processes hold. It ends
 with 1 if something grows with the runs.
+
+What Dask's processes keep for later is given back before each look: connections that are idle, and
+memory that is free. And Dask notes what it did, up to bounds that it reaches after an hour or so:
+here they are reached before the first look.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -43,6 +49,14 @@ MB = 1e6
 # A process may keep so much more after some runs than after others, for its buffers; what is
 # more, and more again in the next ten runs, is a leak.
 RESIDENT_MB = 4.0
+
+# Dask's settings for what it notes: samples of its monitor, transitions, computations, profiles.
+BRIEF_NOTES = {
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "20",
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "100",
+    "DASK_DISTRIBUTED__DIAGNOSTICS__COMPUTATIONS__MAX_HISTORY": "10",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
 
 KINDS = [
     {"strategy": "as_completed"},
@@ -131,6 +145,7 @@ class Life:
         everybody = serving + scheduler + workers
 
         def on_scheduler(dask_scheduler: Any) -> dict[str, int]:
+            _give_back(dask_scheduler)
             topics = list(dask_scheduler._broker._topics)
             ours = [topic for topic in topics if topic.startswith("evolve")]
             return {
@@ -142,8 +157,11 @@ class Life:
             }
 
         def on_worker(dask_worker: Any) -> int:
+            _give_back(dask_worker)
             return len(dask_worker.plugins)
 
+        plugins = sum(self._client.run(on_worker).values())
+        counts = self._client.run_on_scheduler(on_scheduler)
         return Held(
             processes=len(everybody),
             files=sum(process.num_fds() for process in everybody),
@@ -152,8 +170,8 @@ class Life:
             serving_mb=_resident(serving),
             scheduler_mb=_resident(scheduler),
             workers_mb=_resident(workers),
-            worker_plugins=sum(self._client.run(on_worker).values()),
-            **self._client.run_on_scheduler(on_scheduler),
+            worker_plugins=plugins,
+            **counts,
         )
 
     def settled(self, before: Held | None) -> Held:
@@ -165,12 +183,22 @@ class Life:
                 found = self.held()
             except psutil.NoSuchProcess:
                 continue  # that of a run, which has ended meanwhile
-            # The first look has nothing to go by but itself.
+            # The first look has nothing to go by but itself: it is over when nothing changes.
             since = before or latest
-            if (since is not None and not found.grown(since)) or time.monotonic() > give_up:
+            settled = since is not None and not found.grown(since)
+            if before is None and settled and latest is not None:
+                settled = not latest.grown(found)
+            if settled or time.monotonic() > give_up:
                 return found
             latest = found
             time.sleep(1)
+
+
+def _give_back(server: Any) -> None:
+    """Let one of Dask's servers give back what it keeps for later."""
+    server.rpc.collect()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _resident(processes: list[psutil.Process]) -> float:
@@ -233,7 +261,7 @@ def live(home: Path, runs: int) -> int:
         How many things have grown.
     """
     with (
-        site(home) as here,
+        site(home, BRIEF_NOTES) as here,
         temporary_settings({PREFECT_API_URL: here.server.url}),
         _served(here, home) as serving,
         Client(here.scheduler, set_as_default=False) as dask,
@@ -254,7 +282,7 @@ def live(home: Path, runs: int) -> int:
         assert runs == 0 or life.held().clients_topics > runs, "runs did not use the cluster"
     if len(looks) < 2:
         return 0
-    # The first ten runs bring in what is used for good: modules, connections, caches.
+    # The first ten runs bring in what is used for good: modules, caches.
     grown = looks[-1].grown(looks[0])
     for text in grown:
         print(f"it grew: {text}")  # noqa: T201
