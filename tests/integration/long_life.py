@@ -31,6 +31,7 @@ from typing import Any
 
 import psutil
 from distributed import Client
+from distributed.core import ConnectionPool
 from prefect import task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
@@ -145,7 +146,7 @@ class Life:
         everybody = serving + scheduler + workers
 
         def on_scheduler(dask_scheduler: Any) -> dict[str, int]:
-            _give_back(dask_scheduler)
+            _give_back()
             topics = list(dask_scheduler._broker._topics)
             ours = [topic for topic in topics if topic.startswith("evolve")]
             return {
@@ -157,7 +158,7 @@ class Life:
             }
 
         def on_worker(dask_worker: Any) -> int:
-            _give_back(dask_worker)
+            _give_back()
             return len(dask_worker.plugins)
 
         plugins = sum(self._client.run(on_worker).values())
@@ -194,9 +195,11 @@ class Life:
             time.sleep(1)
 
 
-def _give_back(server: Any) -> None:
-    """Let one of Dask's servers give back what it keeps for later."""
-    server.rpc.collect()
+def _give_back() -> None:
+    """Let a process of Dask give back what it keeps for later."""
+    # A server has one, and so have the clients that tasks use there.
+    for pool in list(ConnectionPool._instances):
+        pool.collect()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
