@@ -16,7 +16,7 @@ from evolve_tasks.journal import is_sure
 from evolve_tasks.naming import label_below
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
-from evolve_tasks.workers.transport import Packed
+from evolve_tasks.workers.transport import Packed, Resting
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +459,17 @@ class Expansion:
     def __post_init__(self) -> None:
         self.measure.nbytes = sum(int(sizeof(items)) for items in self.lists)
 
+    def items(self, offset: int) -> Any:
+        """The items of one source, wherever this came from."""
+        items = self.lists[offset]
+        if isinstance(items, Resting):
+            items = self.lists[offset] = items.value()
+        return items
+
+    def __reduce__(self) -> tuple[type[Expansion], tuple[list[Resting], Measure]]:
+        """Leave the items to whoever asks for them: one list that cannot be made harms no other."""
+        return Expansion, ([_resting(items) for items in self.lists], self.measure)
+
     def __sizeof__(self) -> int:
         """What Dask's memory accounting should see."""
         return self.measure.nbytes + len(self.measure.values.payload)
@@ -470,9 +481,21 @@ class Slice:
 
     items: Any
 
+    def value(self) -> Any:
+        """The items, wherever this came from."""
+        return self.items.value() if isinstance(self.items, Resting) else self.items
+
+    def __reduce__(self) -> tuple[type[Slice], tuple[Resting]]:
+        """Leave the items to whoever asks for them."""
+        return Slice, (_resting(self.items),)
+
     def __sizeof__(self) -> int:
         """What Dask's memory accounting should see."""
         return int(sizeof(self.items))
+
+
+def _resting(items: Any) -> Resting:
+    return items if isinstance(items, Resting) else Resting.of(items)
 
 
 @dataclass(slots=True)

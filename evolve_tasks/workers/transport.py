@@ -6,6 +6,8 @@ same list inside one object of bytes costs a hundredth of that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pickle import PickleBuffer
 from typing import Any
 
 from distributed.protocol.pickle import dumps, loads
@@ -62,6 +64,57 @@ class Packed:
     def __reduce__(self) -> tuple[type[Packed], tuple[bytes]]:
         """Pickle as the bytes that it is."""
         return Packed, (self.payload,)
+
+
+class Resting:
+    """A value that is pickled when it travels, and unpickled elsewhere when somebody asks for it.
+
+    Dask unpickles what comes from another worker before anything of ours runs; where that fails it
+    tries again without end.
+
+    Args:
+        payload: the pickled value.
+        buffers: those that were left out of it, as of arrays: they need not be copied.
+
+    Example:
+        >>> Resting.of([1, 2]).value()
+        [1, 2]
+    """
+
+    __slots__ = ("buffers", "payload")
+
+    def __init__(self, payload: bytes, buffers: Sequence[Any] = ()) -> None:
+        self.payload = payload
+        self.buffers = buffers
+
+    @classmethod
+    def of(cls, value: Any) -> Resting:
+        """Pickle a value, with cloudpickle where pickle cannot."""
+        buffers: list[PickleBuffer] = []
+        return cls(dumps(value, buffer_callback=buffers.append), buffers)
+
+    def value(self) -> Any:
+        """The value again.
+
+        Raises:
+            Unpicklable: it can be made where it comes from alone.
+        """
+        try:
+            return loads(self.payload, buffers=self.buffers)
+        except Exception as error:
+            raise Unpicklable(
+                "items came from another worker, and cannot be unpickled here "
+                f"({type(error).__name__}: {error}); give plain values, or see that their classes "
+                "are installed on each worker and can be made there from what they pickle"
+            ) from error
+
+    def __sizeof__(self) -> int:
+        """What Dask's memory accounting should see."""
+        return len(self.payload) + sum(memoryview(one).nbytes for one in self.buffers)
+
+    def __reduce__(self) -> tuple[type[Resting], tuple[bytes, list[PickleBuffer]]]:
+        """Pickle as the bytes that it is."""
+        return Resting, (self.payload, [PickleBuffer(one) for one in self.buffers])
 
 
 class Unpacked(Packed):

@@ -125,7 +125,7 @@ def cut(expansion: Expansion, part: Part) -> Slice:
     Raises:
         ItemsChanged: the list was lost with its worker, and parsing again gave another one.
     """
-    items = expansion.lists[part.offset]
+    items = expansion.items(part.offset)
     if len(items) != part.size:
         raise ItemsChanged(f"{part.label} gave {part.size} items, and {len(items)} {PARSED_AGAIN}")
     if part.given and expansion.measure.ends[part.offset].stands_for() != part.given:
@@ -135,7 +135,7 @@ def cut(expansion: Expansion, part: Part) -> Slice:
 
 def taken(found: Expansion | Slice, part: Part) -> Any:
     """The items of a part, whether it was cut out already or not."""
-    return found.items if isinstance(found, Slice) else cut(found, part).items
+    return found.value() if isinstance(found, Slice) else cut(found, part).items
 
 
 def process(run: str, call: ProcessCall, found: Expansion | Slice | None = None) -> BatchResult:

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolve_tasks.workers.transport import Packed, Unpicklable, require_picklable
+from evolve_tasks.workers.calls import Expansion, Measure, Slice, Span
+from evolve_tasks.workers.transport import (
+    NOTHING,
+    Packed,
+    Resting,
+    Unpicklable,
+    require_picklable,
+)
 
 
 def travelled(value: Any) -> Any:
@@ -124,3 +131,39 @@ def test_a_value_whose_pickling_raises_anything_at_all_is_named() -> None:
 
     with pytest.raises(Unpicklable, match=r"type Reluctant .*ZeroDivisionError: not today"):
         require_picklable("process_item", Reluctant())
+
+
+class _Broken:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, ("no number",)
+
+
+def _sent(value: Any) -> Any:
+    """The value after the way between two workers, where buffers go beside what is pickled."""
+    buffers: list[pickle.PickleBuffer] = []
+    payload = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(payload, buffers=[bytes(one) for one in buffers])
+
+
+def test_a_list_that_cannot_be_made_elsewhere_harms_no_other() -> None:
+    found = Expansion([[1, 2], [_Broken()], (), [3]], Measure([], NOTHING, 0.0, 0.0, False, Span()))
+    for _ in range(2):  # it may go on to a third worker
+        found = _sent(found)
+        assert found.items(0) == [1, 2]
+        with pytest.raises(Unpicklable, match="no number"):
+            found.items(1)
+    assert (found.items(2), found.items(3)) == ((), [3])
+    assert _sent(Slice([1, 2])).value() == [1, 2]
+    with pytest.raises(Unpicklable, match="installed on each worker"):
+        _sent(Slice([_Broken()])).value()
+
+
+def test_arrays_of_a_list_are_not_copied_into_what_is_pickled() -> None:
+    arrays = [np.arange(10_000), np.ones(5)]
+    resting = Resting.of(arrays)
+    assert len(resting.payload) < 1_000 < sum(one.nbytes for one in arrays) < resting.__sizeof__()
+    for _ in range(2):
+        resting = _sent(resting)
+        assert all(map(np.array_equal, resting.value(), arrays))
