@@ -449,7 +449,8 @@ class Expansion:
     """What an expanding unit gave. It stays on the worker; the flow sees `measure` only.
 
     Args:
-        lists: the items of each source; empty where nothing is left to do with them.
+        lists: the items of each source; empty where nothing is left to do with them. On another
+            worker they are `Resting` until somebody asks for them: `items` is how to.
         measure: what the flow is told.
     """
 
