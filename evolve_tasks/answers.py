@@ -12,6 +12,7 @@ from evolve_tasks.core.suspects import MOST_DEATHS
 from evolve_tasks.feeding import Arrival
 from evolve_tasks.naming import short_repr
 from evolve_tasks.outcome import Failure
+from evolve_tasks.unreadable import RULE, Salvaged
 from evolve_tasks.workers.calls import (
     BatchResult,
     Collected,
@@ -23,6 +24,7 @@ from evolve_tasks.workers.calls import (
     Together,
 )
 from evolve_tasks.workers.failing import failure_from
+from evolve_tasks.workers.salvaging import salvaged
 from evolve_tasks.workers.streaming import Chunk
 from evolve_tasks.workers.transport import Packed, Unpacked
 
@@ -63,7 +65,7 @@ PULLED = -1  # in place of a unit: what a `Pull` has brought
 
 
 def readable(answer: Answer) -> Answer:
-    """Unpack the values of an answer; make a failure of what cannot be unpacked here.
+    """Unpack the values of an answer; set apart what cannot be unpacked here.
 
     A value may be pickled on a worker and yet not be unpickled in the flow: its class is not
     there, or takes other arguments than it passes on.
@@ -83,7 +85,7 @@ def readable(answer: Answer) -> Answer:
             if isinstance(part, Collected):
                 part.value = Unpacked(part.value.value())
                 continue
-            part.values = Unpacked(part.values.value())
+            part.values = _values_of(part)
             if isinstance(part, Measure) and part.items is not None:
                 part.items = Unpacked(part.items.value())
             for one in _discoveries_of(part):
@@ -92,16 +94,25 @@ def readable(answer: Answer) -> Answer:
             return Lost(
                 TypeError(
                     "results came back, but cannot be unpickled in the flow's process "
-                    f"({type(error).__name__}: {error}); return plain values, or see that their "
-                    "classes are installed there and can be made from what they pickle"
+                    f"({type(error).__name__}: {error}); {RULE}"
                 )
             )
     return answer
 
 
+def _values_of(part: Measure | BatchResult) -> Unpacked:
+    try:
+        return Unpacked(part.values.value())
+    except Exception:
+        if _discoveries_of(part):
+            raise  # what led further is not a failure
+        levels = 1 if isinstance(part, BatchResult) else 2
+        return Salvaged(salvaged(part.values.payload, levels))
+
+
 def _read(chunk: Chunk) -> Chunk:
     try:
-        return chunk._replace(items=Packed(chunk.payload).value(), payload=b"")
+        return chunk._replace(items=Packed(chunk.payload).elements(), payload=b"")
     except Exception as error:
         return chunk._replace(
             unreadable="it was given on the way, and cannot be unpickled in the flow's process "

@@ -24,6 +24,7 @@ from evolve_tasks.stages import Stage
 from evolve_tasks.streams import Streams
 from evolve_tasks.telling import tell_batch, tell_expansion, tell_lost
 from evolve_tasks.under_way import UnderWay
+from evolve_tasks.unreadable import Salvaged, set_apart, unreadable
 from evolve_tasks.workers.calls import (
     BatchResult,
     Measure,
@@ -33,8 +34,8 @@ from evolve_tasks.workers.calls import (
     SourceCall,
     item_run_id,
 )
-from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.streaming import Chunk
+from evolve_tasks.workers.transport import Unpacked
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Taking:
         if isinstance(action, Follow):
             portions = self.following.held_back(action)
         else:
+            self._set_apart(action, answer)
             portions = self._portions(unit, action, recording, answer)
         self.beside.gather(portions)
         return portions
@@ -94,19 +96,14 @@ class Taking:
         """Failures of items that came on the way, and cannot be unpickled here."""
         action, _ = self.under_way.units[chunk.unit]
         assert isinstance(action, Expand), "nothing else gives on the way"
-        call, stage = self.under_way.calls[chunk.unit][chunk.offset], action.stage + 1
+        call = self.under_way.calls[chunk.unit][chunk.offset]
+        stage = self.stages[action.stage + 1].name
         start = max(chunk.start, self.streams.given(chunk))
         source = self.under_way.source(call)
         failures = [
-            failure_from(
-                TypeError(chunk.unreadable),
-                stage=self.stages[stage].name,
-                index=(*call.index, position),
-                item=f"item {position} of {call.label}",
-            )
+            replace(unreadable(stage, call, position, chunk.unreadable), source=source)
             for position in range(start, chunk.start + chunk.size)
         ]
-        failures = [replace(failure, source=source) for failure in failures]
         for failure in failures:
             tell_lost(self.story, call, failure, None)
         portion = Portion(
@@ -120,6 +117,33 @@ class Taking:
         )
         self.beside.gather([portion])
         return [portion]
+
+    def _set_apart(self, action: Expand | Process, answer: Answer) -> None:
+        """Make failures of single results that cannot be unpickled here."""
+        if isinstance(answer, BatchResult):
+            parent = self.under_way.parent(action)
+            self._set_batch_apart(action.stage, parent, action.start, action.stop, answer)
+        elif isinstance(answer, Measure):
+            if not isinstance(answer.values, Salvaged):
+                return
+            calls, values = self.under_way.calls[action.unit], answer.values.value()
+            for place, (call, end) in enumerate(zip(calls, answer.ends, strict=True)):
+                positions = range(end.ended - end.not_run)
+                stage = self.stages[action.stage + 1].name
+                values[place] = set_apart(stage, call, positions, values[place], end.failures)
+        elif isinstance(answer, NestedResult):
+            self._set_apart(action, answer.measure)
+            for batch in answer.batches:
+                call = self.under_way.calls[action.unit][batch.offset]
+                self._set_batch_apart(action.stage + 1, call, batch.start, batch.stop, batch.result)
+
+    def _set_batch_apart(
+        self, stage: int, call: SourceCall, start: int, stop: int, batch: BatchResult
+    ) -> None:
+        if isinstance(batch.values, Salvaged):
+            positions, values = range(start, stop - batch.not_run), batch.values.value()
+            name = self.stages[stage].name
+            batch.values = Unpacked(set_apart(name, call, positions, values, batch.failures))
 
     def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
         """What came of something beside the stages."""

@@ -33,9 +33,10 @@ from evolve_tasks.workers.engines import (
 )
 from evolve_tasks.workers.gathering import Kept, gather, gather_async
 from evolve_tasks.workers.prints import prints_heard
+from evolve_tasks.workers.salvaging import Unreadable
 from evolve_tasks.workers.task_runs import Parameters, new_task_run
 from evolve_tasks.workers.timed import TimedThreads
-from evolve_tasks.workers.transport import Unpicklable, require_picklable
+from evolve_tasks.workers.transport import Unpicklable, came_unreadable, require_picklable
 
 # What user code raises is the failure of its item, whatever it is: a parser that calls
 # sys.exit() must not end a worker, and Dask waits for ever for a task that raised something
@@ -270,6 +271,8 @@ class UnitContext:
 
     def _run(self, item: Any, run_id: UUID | None, name: str) -> Ran:
         bound, recording = self._bound, self._recording
+        if type(item) is Unreadable:
+            return self._not_begun(item, run_id, name)
         if not self.named:
             if self._around is not None:
                 self._around.parameters = bound.parameters(item)
@@ -284,3 +287,15 @@ class UnitContext:
         else:
             task_run = new_task_run(bound.task, run_id=self._log_run_id, name=name)
         return bound.run(item, task_run, recorded=recording.each)
+
+    def _not_begun(self, item: Unreadable, run_id: UUID | None, name: str) -> Ran:
+        bound, recording = self._bound, self._recording
+        error = Unpicklable(f"it {came_unreadable(item.error)}")
+        if self.each:
+            assert bound.task is not None
+            assert run_id is not None
+            task_run = new_task_run(
+                bound.task, run_id=run_id, name=name, upstream=recording.upstream
+            )
+            tell_unbegun(task_run, error)
+        return Ran(None if bound.stage.last else [], error=error)

@@ -16,7 +16,7 @@ from evolve_tasks.journal import is_sure
 from evolve_tasks.naming import label_below
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
-from evolve_tasks.workers.transport import Packed, Resting
+from evolve_tasks.workers.transport import Packed, Resting, Unpicklable
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,9 +463,13 @@ class Expansion:
     def items(self, offset: int) -> Any:
         """The items of one source, wherever this came from."""
         items = self.lists[offset]
-        if isinstance(items, Resting):
-            items = self.lists[offset] = items.value()
-        return items
+        if not isinstance(items, Resting):
+            return items
+        try:
+            self.lists[offset] = items.value()
+        except Unpicklable:
+            return items.elements()  # it may go on to a worker that can make all of them
+        return self.lists[offset]
 
     def __reduce__(self) -> tuple[type[Expansion], tuple[list[Resting], Measure]]:
         """Leave the items to whoever asks for them: one list that cannot be made harms no other."""
@@ -484,7 +488,7 @@ class Slice:
 
     def value(self) -> Any:
         """The items, wherever this came from."""
-        return self.items.value() if isinstance(self.items, Resting) else self.items
+        return self.items.elements() if isinstance(self.items, Resting) else self.items
 
     def __reduce__(self) -> tuple[type[Slice], tuple[Resting]]:
         """Leave the items to whoever asks for them."""

@@ -69,7 +69,7 @@ class NestedCall:
 
 def run_sources(run: str, call: NestedCall) -> NestedResult:
     """Run sources as a Dask task that submits Dask tasks."""
-    expansion = runtime_of(run).expand(call.expand, call.expand.items.value())
+    expansion = runtime_of(run).expand(call.expand, call.expand.items.elements())
     result = NestedResult(expansion.measure)
     if any(end.size > end.ended for end in expansion.measure.ends):
         # The worker's own client: shared by all tasks on it, and closed with it.

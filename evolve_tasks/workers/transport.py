@@ -12,6 +12,8 @@ from typing import Any
 
 from distributed.protocol.pickle import dumps, loads
 
+from evolve_tasks.workers.salvaging import salvaged
+
 # What these pickle to can be unpickled anywhere.
 PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
 
@@ -56,6 +58,13 @@ class Packed:
     def value(self) -> Any:
         """The value again."""
         return loads(self.payload)
+
+    def elements(self) -> Any:
+        """The value, which is a list; `Unreadable` stands for what cannot be made here."""
+        try:
+            return self.value()
+        except Exception as error:
+            return _elements(self.payload, (), error)
 
     def __sizeof__(self) -> int:
         """What Dask's memory accounting should see."""
@@ -102,11 +111,18 @@ class Resting:
         try:
             return loads(self.payload, buffers=self.buffers)
         except Exception as error:
-            raise Unpicklable(
-                "items came from another worker, and cannot be unpickled here "
-                f"({type(error).__name__}: {error}); give plain values, or see that their classes "
-                "are installed on each worker and can be made there from what they pickle"
-            ) from error
+            raise Unpicklable(came_unreadable(f"{type(error).__name__}: {error}")) from error
+
+    def elements(self) -> Any:
+        """The value, which is a list; `Unreadable` stands for what cannot be made here.
+
+        Raises:
+            Unpicklable: nothing of it can be made here.
+        """
+        try:
+            return self.value()
+        except Unpicklable as error:
+            return _elements(self.payload, self.buffers, error)
 
     def __sizeof__(self) -> int:
         """What Dask's memory accounting should see."""
@@ -115,6 +131,22 @@ class Resting:
     def __reduce__(self) -> tuple[type[Resting], tuple[bytes, list[PickleBuffer]]]:
         """Pickle as the bytes that it is."""
         return Resting, (self.payload, [PickleBuffer(one) for one in self.buffers])
+
+
+def _elements(payload: bytes, buffers: Sequence[Any], error: Exception) -> Any:
+    try:
+        return salvaged(payload, 1, buffers)
+    except Exception:
+        raise error from error.__cause__
+
+
+def came_unreadable(error: str) -> str:
+    """What to say of items that cannot be unpickled on the worker that is to work on them."""
+    return (
+        f"came from another process, and cannot be unpickled here ({error}); give plain values, or "
+        "see that their classes are installed on each worker and can be made there from what they "
+        "pickle"
+    )
 
 
 class Unpacked(Packed):

@@ -40,7 +40,7 @@ def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -
         kept = kept_before(run, call.stream.unit)
         if kept is not None:
             call = _alone(call, kept)
-    items = call.items.value()
+    items = call.items.elements()
     if call.part is not None and found is not None:
         items = taken(found, call.part)
     expansion = runtime_of(run, call.crashes).expand(call, items)
@@ -72,7 +72,7 @@ def expand_together(
     items: list[Any] = []
     sources: list[SourceCall] = []
     for call, place in calls:
-        given = call.items.value()
+        given = call.items.elements()
         if call.part is not None:
             given = taken(found[place], call.part)
         items += given
@@ -145,6 +145,6 @@ def process(run: str, call: ProcessCall, found: Expansion | Slice | None = None)
 
 def _items(call: ProcessCall, found: Expansion | Slice | None) -> Any:
     if call.items is not None:
-        return call.items.value()
+        return call.items.elements()
     assert found is not None, "they come along, or from another task"
     return taken(found, call.part)

@@ -13,6 +13,7 @@ from prefect import task
 
 from evolve_tasks import EvolveTaskRunner, Failure, Outcome, evolve
 from tests.conformance.flows import in_flow
+from tests.integration.test_unpickled_elsewhere import AtHome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
 
@@ -95,6 +96,13 @@ class Strays:
         return {"in": [Stray()]} if self.deep else Stray()
 
 
+@dataclass(frozen=True)
+class Bound:
+    """What cannot leave the process that it comes from: the item itself, or its result."""
+
+    found: bool
+
+
 def parse(source: Source) -> Any:
     if isinstance(source.gives, Strays):
         return [source.gives.value()]
@@ -109,6 +117,16 @@ def process(item: Item) -> Any:
     if isinstance(item.ends, Fault):
         raise item.ends.error()
     return item.ends
+
+
+def parse_bound(source: Source) -> list[Any]:
+    return [AtHome() if item.ends == Bound(found=True) else item for item in parse(source)]
+
+
+def process_bound(item: Any) -> Any:
+    if isinstance(item, AtHome):
+        return "at home"
+    return AtHome() if isinstance(item.ends, Bound) else process(item)
 
 
 # Half of a pair of surrogates is a character to Python, and none to UTF-8.
@@ -175,8 +193,7 @@ def same(kind: str, failure: Failure) -> bool:
     return failure.error_type in {kind, "RuntimeError" if kind == "StopIteration" else kind}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@settings(
+a_few = settings(
     max_examples=10,
     deadline=None,
     derandomize=True,
@@ -184,6 +201,10 @@ def same(kind: str, failure: Failure) -> bool:
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@settings(a_few)
 @given(
     given_sources=st.lists(sources, max_size=6),
     as_tasks=st.booleans(),
@@ -225,3 +246,50 @@ def test_whatever_comes_is_accounted_for(
     assert counts.failed == sum(len(index) == 2 for index in failed)
     assert counts.sources_failed == sum(len(index) == 1 for index in failed)
     assert counts.discovered == counts.done + counts.failed
+
+
+bound_items = st.builds(Item, texts, values | faults | strays | st.builds(Bound, st.booleans()))
+bound_sources = st.builds(Source, texts, st.lists(bound_items, max_size=8) | faults)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@settings(a_few)
+@given(
+    given_sources=st.lists(bound_sources, min_size=2, max_size=6),
+    as_tasks=st.booleans(),
+    batch=st.sampled_from([1, 3, "auto"]),
+)
+def test_what_cannot_leave_its_process_costs_itself_alone(
+    strategy: Any, given_sources: list[Source], as_tasks: bool, batch: Any, process_workers: str
+) -> None:
+    stages: list[Any] = [parse_bound, process_bound]
+    if as_tasks:
+        stages = [task(stage) for stage in stages]
+
+    def body() -> Outcome:
+        return evolve(given_sources, *stages, strategy=strategy, batch=batch, on_failure="ignore")
+
+    outcome = in_flow(EvolveTaskRunner(address=process_workers), body)
+    failures = {failure.index: failure for failure in outcome.failures}
+    for position, (source, (_, results)) in enumerate(
+        zip(given_sources, outcome.by_source, strict=True)
+    ):
+        left = list(results)
+        if isinstance(source.gives, Fault):
+            assert same(source.gives.kind, failures.pop((position,)))
+            continue
+        for place, item in enumerate(source.gives):
+            failure = failures.pop((position, place), None)
+            if isinstance(item.ends, Bound):
+                # Where it was found and is worked on in one process, it is an item like others.
+                assert failure is not None or (item.ends.found and left.pop(0) == "at home")
+                assert failure is None or "is elsewhere" in failure.message
+            elif isinstance(item.ends, Fault | Strays):
+                kind = item.ends.kind if isinstance(item.ends, Fault) else "Unpicklable"
+                assert failure is not None
+                assert same(kind, failure), failure
+            else:
+                assert failure is None, failure
+                assert repr(left.pop(0)) == repr(item.ends)
+        assert left == []
+    assert failures == {}

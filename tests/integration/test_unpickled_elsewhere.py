@@ -1,23 +1,29 @@
-"""Items that cannot be made in another process than the one that found them cost themselves."""
+"""What cannot be made in another process than the one that it comes from costs itself alone."""
 
 from __future__ import annotations
 
 import os
-from functools import partial
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from distributed import Client, LocalCluster
+from prefect import flow, task
+from prefect.runtime import flow_run
 
-from evolve_tasks import EvolveTaskRunner, Failure, Outcome, evolve
-from tests.conformance.flows import in_flow
+from evolve_tasks import EvolveTaskRunner, Outcome, evolve
+from tests.integration.api import task_runs
 from tests.integration.dask_processes import DaskProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
 
 ITEMS = 30
 HEAVY = b"x" * 20_000  # so that parts of the list travel, and not all of it
+DONE = [item for item in range(ITEMS) if item % 3 != 1]
+LOST = [item for item in range(ITEMS) if item % 3 == 1]
+SOURCES = ["plain", "at home", "heavy"]
 
 
 def made_at_home(pid: int) -> AtHome:
@@ -37,43 +43,114 @@ class AtHome:
 def found(source: str) -> list[Any]:
     return {
         "plain": [*range(ITEMS)],
-        "at home": [AtHome()] * ITEMS,
-        "heavy": [(HEAVY, AtHome())] * ITEMS,
+        "at home": [AtHome() if item in LOST else item for item in range(ITEMS)],
+        "heavy": [(HEAVY, AtHome() if item in LOST else item) for item in range(ITEMS)],
     }[source]
 
 
+def streamed(source: str) -> Iterator[Any]:
+    """So slowly that its items are sent on while it finds more: by way of the flow."""
+    for item in found(source):
+        time.sleep(0.02)
+        yield item
+
+
+def doubled(item: Any) -> list[Any]:
+    return [item, item]
+
+
 def seen(item: Any) -> Any:
-    return item
+    return item[1] if isinstance(item, tuple) else item
 
 
-def test_they_fail_and_nothing_else_does(tmp_path: Path) -> None:
-    """Dask would ask for them again and again."""
-    sources = ["plain", "at home", "heavy"]
+def numbered(source: str) -> list[int]:
+    return [*range(ITEMS)] if source in SOURCES else []
+
+
+def brought(item: int) -> Any:
+    return AtHome() if item in LOST else item
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scheduler with a worker that reads and another one that works."""
+    home = tmp_path_factory.mktemp("apart")
     with LocalCluster(n_workers=0, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
         with (
-            DaskProcess(tmp_path / "one", "worker", address, "--resources", "READS=1"),
-            DaskProcess(tmp_path / "other", "worker", address, "--resources", "WORKS=1"),
+            DaskProcess(home / "one", "worker", address, "--resources", "READS=1"),
+            DaskProcess(home / "other", "worker", address, "--resources", "WORKS=1"),
         ):
             with Client(address, set_as_default=False) as client:
                 client.wait_for_workers(2, timeout=60)
-
-            def body(strategy: Any, batch: Any) -> Outcome:
-                resources = {"found": {"READS": 1}, "seen": {"WORKS": 1}}
-                options: dict[str, Any] = {"strategy": strategy, "batch": batch}
-                return evolve(
-                    sources, found, seen, resources=resources, on_failure="ignore", **options
-                )
-
-            for strategy, batch in [("as_completed", 1), ("async", "auto"), ("nested", "auto")]:
-                call = partial(body, strategy, batch)
-                outcome = in_flow(EvolveTaskRunner(address=address), call)
-                assert outcome.results == [*range(ITEMS)], strategy
-                assert [_of(one) for one in outcome.failures] == [
-                    (source, item) for source in (1, 2) for item in range(ITEMS)
-                ], strategy
-                assert all("is elsewhere" in one.message for one in outcome.failures), strategy
+            yield address
 
 
-def _of(failure: Failure) -> tuple[int, ...]:
-    return tuple(failure.index)
+def run(address: str, *stages: Callable[..., Any], **options: Any) -> tuple[UUID, Outcome]:
+    """Read on one worker, work on the other; failures are no error."""
+    first, *others = [stage.__name__ for stage in stages]
+    resources = {first: {"READS": 1}, **{name: {"WORKS": 1} for name in others}}
+    ended: list[tuple[UUID, Outcome]] = []
+
+    @flow(task_runner=EvolveTaskRunner(address=address))
+    def around() -> None:
+        outcome = evolve(
+            SOURCES, *map(task, stages), resources=resources, on_failure="ignore", **options
+        )
+        ended.append((UUID(flow_run.id), outcome))
+
+    around()
+    return ended[0]
+
+
+STRATEGIES: list[tuple[str, Any, str]] = [
+    ("as_completed", "auto", "batches"),
+    ("async", 1, "items"),
+    ("nested", 7, "items"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_items(apart: str, strategy: str, batch: Any, record: str) -> None:
+    """Dask would ask for them again and again."""
+    flow_run_id, outcome = run(apart, found, seen, strategy=strategy, batch=batch, record=record)
+    assert outcome.results == [*range(ITEMS), *DONE, *DONE]
+    lost = [(source, item) for source in (1, 2) for item in LOST]
+    assert [failure.index for failure in outcome.failures] == lost
+    assert all("is elsewhere" in failure.message for failure in outcome.failures)
+    assert outcome.counts.done + outcome.counts.failed == 3 * ITEMS
+    runs = task_runs(flow_run_id)
+    failed = [one for one in runs if one.state_name == "Failed"]
+    assert len({one.name for one in failed}) == len(failed) == len(lost)
+    assert all(one.name.startswith("seen[") for one in failed)
+    assert all(one.state is not None and one.state.is_final() for one in runs)
+    if record == "items":
+        assert len(runs) == 3 + 3 * ITEMS
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES[:2])
+def test_items_by_way_of_the_flow(apart: str, strategy: str, batch: Any, record: str) -> None:
+    _, outcome = run(apart, streamed, seen, strategy=strategy, batch=batch, record=record)
+    assert outcome.results == [*range(ITEMS), *DONE, *DONE]
+    assert [failure.index[-1] for failure in outcome.failures] == [*LOST, *LOST]
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_items_that_lead_further(apart: str, strategy: str, batch: Any, record: str) -> None:
+    _, outcome = run(apart, found, doubled, seen, strategy=strategy, batch=batch, record=record)
+    twice = [item for item in DONE for _ in range(2)]
+    every = [item for item in range(ITEMS) for _ in range(2)]
+    assert outcome.results == [*every, *twice, *twice]
+    assert {failure.stage for failure in outcome.failures} == {"doubled"}
+    assert [failure.index[-1] for failure in outcome.failures] == [*LOST, *LOST]
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_results(apart: str, strategy: str, batch: Any, record: str) -> None:
+    _, outcome = run(apart, numbered, brought, strategy=strategy, batch=batch, record=record)
+    assert outcome.results == DONE * 3
+    assert [failure.index[-1] for failure in outcome.failures] == LOST * 3
+    assert all("in the flow's process" in failure.message for failure in outcome.failures)
+    assert all("is elsewhere" in failure.message for failure in outcome.failures)
+    assert outcome.counts.done + outcome.counts.failed == 3 * ITEMS
+    assert [len(results) for _, results in outcome.by_source] == [len(DONE)] * 3

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolve_tasks.workers.calls import Expansion, Measure, Slice, Span
+from evolve_tasks.workers.salvaging import Unreadable
 from evolve_tasks.workers.transport import (
     NOTHING,
     Packed,
@@ -148,16 +149,20 @@ def _sent(value: Any) -> Any:
 
 
 def test_a_list_that_cannot_be_made_elsewhere_harms_no_other() -> None:
-    found = Expansion([[1, 2], [_Broken()], (), [3]], Measure([], NOTHING, 0.0, 0.0, False, Span()))
+    found = Expansion(
+        [[1, 2], [_Broken(), 7], (), [3]], Measure([], NOTHING, 0.0, 0.0, False, Span())
+    )
     for _ in range(2):  # it may go on to a third worker
         found = _sent(found)
         assert found.items(0) == [1, 2]
-        with pytest.raises(Unpicklable, match="no number"):
-            found.items(1)
+        (unreadable, left) = found.items(1)
+        assert (left, type(unreadable)) == (7, Unreadable)
+        assert "no number" in unreadable.error
     assert (found.items(2), found.items(3)) == ((), [3])
     assert _sent(Slice([1, 2])).value() == [1, 2]
+    assert [type(one) for one in _sent(Slice([_Broken(), 1])).value()] == [Unreadable, int]
     with pytest.raises(Unpicklable, match="installed on each worker"):
-        _sent(Slice([_Broken()])).value()
+        _sent(Slice(_Broken())).value()  # it was to be a list
 
 
 def test_arrays_of_a_list_are_not_copied_into_what_is_pickled() -> None:
