@@ -20,6 +20,8 @@ import pytest
 from distributed import LocalCluster
 from distributed.utils import get_mp_context
 
+from tests.thinning import thin
+
 # Worker processes are forked from one that has imported what they all import: a start costs 0.3 s
 # in place of 3. Those of `dask worker` and of the scripts that tests run start as users' do.
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
@@ -30,6 +32,23 @@ dask.config.set({"distributed.worker.profile.enabled": False})
 get_mp_context().set_forkserver_preload(["distributed", "prefect_dask", "evolve_tasks"])
 
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+
+
+LEFT_OUT = pytest.StashKey[int]()
+WHOLE = bool(os.environ.get("EVOLVE_MATRIX"))
+
+
+@pytest.hookimpl(trylast=True)  # after those that were not asked for are gone
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not WHOLE:
+        left_out = thin(items)
+        config.stash[LEFT_OUT] = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str:
+    left_out = config.stash.get(LEFT_OUT, 0)
+    return f"{left_out} more combinations of parameters run in `make matrix`" if left_out else ""
 
 
 @pytest.fixture(scope="session")

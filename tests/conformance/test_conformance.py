@@ -44,6 +44,7 @@ if os.environ.get("EVOLVE_MATRIX"):
     SETTINGS += [("stock", "process", "nested")]
 
 
+@pytest.mark.every_combination
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
 @pytest.mark.timeout(600)  # the first case of a setting waits for all of its cases

@@ -477,6 +477,7 @@ def every_tenth_fails(item: Item) -> int:
     return os.getpid()
 
 
+@pytest.mark.every_combination
 @pytest.mark.parametrize("record", ["items", "batches", "sources", "auto"])
 @pytest.mark.parametrize("strategy", PARALLEL)
 def test_the_api_shows_what_happened_also_where_a_worker_died(
