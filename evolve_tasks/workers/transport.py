@@ -111,7 +111,8 @@ class Resting:
         try:
             return loads(self.payload, buffers=self.buffers)
         except Exception as error:
-            raise Unpicklable(came_unreadable(f"{type(error).__name__}: {error}")) from error
+            why = f"{type(error).__name__}: {error}"
+            raise Unpicklable(f"items {came_unreadable(why)}") from error
 
     def elements(self) -> Any:
         """The value, which is a list; `Unreadable` stands for what cannot be made here.
