@@ -57,11 +57,12 @@ RESIDENT_MB = 4.0
 
 DASKS_OWN = {"pooled", "clients_topics"}
 
-# Dask's settings for what it notes: samples of its monitor, transitions, computations, profiles,
-# and events of clients that have left.
+# Dask's settings for what it notes: lines of its log, samples of its monitor, transitions,
+# computations, profiles, and events of clients that have left.
 BRIEF_NOTES = {
     "DASK_DISTRIBUTED__SCHEDULER__EVENTS_CLEANUP_DELAY": "1s",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "20",
+    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "10",
     "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "100",
     "DASK_DISTRIBUTED__DIAGNOSTICS__COMPUTATIONS__MAX_HISTORY": "10",
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
@@ -97,7 +98,8 @@ class Held:
 
     Args:
         processes: those that serve the flow, and those of the scheduler and the workers.
-        files: that they have open, connections among them, but for those in Dask's pools.
+        files: that they have open, connections among them, but for those in Dask's pools and with
+            whoever looks.
         connections: of these.
         pooled: connections in Dask's pools, where they are used again.
         threads: of all.
@@ -174,12 +176,14 @@ class Life:
         counts = Counter(self._client.run_on_scheduler(on_scheduler))
         for more in self._client.run(on_worker).values():
             counts.update(more)
-        both_ends = 2 * counts["pooled"]
+        connections = [one for process in everybody for one in process.net_connections("inet")]
+        mine = {one.laddr for one in psutil.Process().net_connections("inet")}
+        # Both ends of those in pools, and those with whoever looks.
+        apart = 2 * counts["pooled"] + sum(one.raddr in mine for one in connections)
         return Held(
             processes=len(everybody),
-            files=sum(process.num_fds() for process in everybody) - both_ends,
-            connections=sum(len(process.net_connections("inet")) for process in everybody)
-            - both_ends,
+            files=sum(process.num_fds() for process in everybody) - apart,
+            connections=len(connections) - apart,
             threads=sum(process.num_threads() for process in everybody),
             serving_mb=_resident(serving),
             scheduler_mb=_resident(scheduler),
