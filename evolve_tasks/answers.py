@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import KilledWorker
@@ -24,7 +24,7 @@ from evolve_tasks.workers.calls import (
     Together,
 )
 from evolve_tasks.workers.failing import failure_from
-from evolve_tasks.workers.salvaging import salvaged
+from evolve_tasks.workers.salvaging import Unreadable, salvaged
 from evolve_tasks.workers.streaming import Chunk
 from evolve_tasks.workers.transport import Packed, Unpacked
 
@@ -87,7 +87,7 @@ def readable(answer: Answer) -> Answer:
                 continue
             part.values = _values_of(part)
             if isinstance(part, Measure) and part.items is not None:
-                part.items = Unpacked(part.items.value())
+                part.items = Unpacked(part.items.elements())
             for one in _discoveries_of(part):
                 one.items = Unpacked(one.items.value())
         except Exception as error:
@@ -104,21 +104,38 @@ def _values_of(part: Measure | BatchResult) -> Unpacked:
     try:
         return Unpacked(part.values.value())
     except Exception:
-        if _discoveries_of(part):
-            raise  # what led further is not a failure
+        if _discoveries_of(part) or _combined(part):
+            raise  # it led further, or is in what all of them come to
         levels = 1 if isinstance(part, BatchResult) else 2
         return Salvaged(salvaged(part.values.payload, levels))
 
 
+def _combined(part: Measure | BatchResult) -> bool:
+    if isinstance(part, BatchResult):
+        return part.parts is not None
+    return any(end.parts is not None for end in part.ends)
+
+
 def _read(chunk: Chunk) -> Chunk:
     try:
-        return chunk._replace(items=Packed(chunk.payload).elements(), payload=b"")
+        return chunk._replace(items=Packed(chunk.payload).value(), payload=b"")
     except Exception as error:
-        return chunk._replace(
-            unreadable="it was given on the way, and cannot be unpickled in the flow's process "
-            f"({type(error).__name__}: {error}); give plain values, or see that their classes are "
-            "installed there and can be made from what they pickle"
-        )
+        try:
+            items = salvaged(chunk.payload, 1)
+        except Exception:
+            return chunk._replace(
+                unreadable="it was given on the way, and cannot be unpickled in the flow's process "
+                f"({type(error).__name__}: {error}); give plain values, or see that their classes "
+                "are installed there and can be made from what they pickle"
+            )
+    # Whoever is to work on one of them tells of it.
+    marked = [
+        replace(item, error=f"{item.error}, in the flow's process")
+        if type(item) is Unreadable
+        else item
+        for item in items
+    ]
+    return chunk._replace(items=marked, payload=b"")
 
 
 def _discoveries_of(part: Measure | BatchResult) -> list[Discovery]:

@@ -16,6 +16,7 @@ from evolve_tasks.outcome import Failure
 from evolve_tasks.resuming import Kept
 from evolve_tasks.stages import Stage, called, function_name, owned
 from evolve_tasks.workers.calls import Collected, Recorded, SourceCall, collect_run_id
+from evolve_tasks.workers.salvaging import Unreadable
 
 Index = tuple[int, ...]  # positions from the source down to what is collected
 
@@ -111,7 +112,8 @@ class Collecting:
         if not call.inner and 0 in self.collectors:
             self._open.setdefault(call.index, Assembly())
         place = action.parent, action.offset, action.start + offset
-        if (inner := self._inner.get(place)) is not None:
+        # Nobody's function is called with an item that could not be read.
+        if (inner := self._inner.get(place)) is not None and type(item) is not Unreadable:
             inner.item, inner.heard = item, True
         if run is not None and call.index in self._open:
             self._runs[call.index] = run

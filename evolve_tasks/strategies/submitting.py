@@ -236,7 +236,7 @@ class Submitter:
         """A call, with its items if a nested unit has given them back."""
         for orphans in self._orphans.get((action.parent, action.offset), ()):
             if orphans.start <= call.part.start < orphans.stop:
-                known = orphans.items.value()
+                known = orphans.items.elements()
                 items = known[call.part.start - orphans.start : call.part.stop - orphans.start]
                 call = replace(call, items=Packed.of(items))
         return call

@@ -47,6 +47,7 @@ from evolve_tasks.workers.gathering import streamed
 from evolve_tasks.workers.keys import keys_of
 from evolve_tasks.workers.marks import PACKING, SOURCE_ITSELF, Marks, number_of, packing
 from evolve_tasks.workers.prints import prints_heard
+from evolve_tasks.workers.salvaging import Unreadable
 from evolve_tasks.workers.streaming import Flusher, Line, Stream
 from evolve_tasks.workers.task_runs import new_task_run
 from evolve_tasks.workers.timed import TimedThreads
@@ -534,7 +535,9 @@ class Runtime:
     def _label_of(self, source: SourceCall, item: Any) -> str:
         """Short name of what is expanded; that of an inner item is made where the item is."""
         above, _, position = source.label.rpartition(" ")
-        if self.spec.label is None or not source.inner or position != str(source.inner[-1]):
+        if self.spec.label is None or type(item) is Unreadable:
+            return source.label
+        if not source.inner or position != str(source.inner[-1]):
             return source.label
         return f"{above} {label_of(self.spec.label, item, position)}"
 
@@ -546,7 +549,8 @@ class Runtime:
         return f"{stage.name}[{first} … {self._label_of(call.sources[-1], given[-1])}]"
 
     def _label(self, source: SourceCall, position: int, item: Any) -> str:
-        return f"{source.label} {label_of(self.spec.label, item, str(position))}"
+        label = None if type(item) is Unreadable else self.spec.label
+        return f"{source.label} {label_of(label, item, str(position))}"
 
     def _as_unit(
         self, bound: BoundStage, recording: Recording, name: str, body: Callable[P, R]

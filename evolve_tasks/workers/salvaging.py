@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import cloudpickle
+# What is memoized before it is whole is made whole by these.
+_COMPLETE = {"BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "POP"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -26,7 +28,10 @@ class Unreadable:
 
 
 def salvaged(payload: bytes, levels: int, buffers: Sequence[Any] = ()) -> list[Any]:
-    """Unpickle what can be unpickled of lists.
+    """Unpickle what can be unpickled of lists, or tuples.
+
+    An element is made by its own part of the pickle alone. What it shares with one that cannot be
+    made is made by the part that makes this, if that can be done.
 
     Args:
         payload: a pickled list; or a list of lists, and so on.
@@ -34,112 +39,207 @@ def salvaged(payload: bytes, levels: int, buffers: Sequence[Any] = ()) -> list[A
         buffers: those that were left out of the payload.
 
     Returns:
-        The list, with `Unreadable` in place of values that hold anything that cannot be made.
+        The list, with `Unreadable` in place of values that cannot be made.
 
     Raises:
-        Exception: nothing of it can be read.
+        ValueError: it is no pickle, or no such list; nothing of it can be read.
 
     Example:
         >>> salvaged(pickle.dumps([1, 2]), 1)
         [1, 2]
     """
-    value: list[Any] = _parted(_Tolerant(payload, buffers).load(), levels)
+    program = _program(payload)
+    value: list[Any] = _Salvage(program, buffers).parted(program, levels)
     return value
 
 
-def _parted(value: Any, levels: int) -> Any:
-    if levels and not isinstance(value, _Broken):
-        return [_parted(one, levels - 1) for one in value]
-    error = _error_in(value)
-    if error is None:
-        return value
-    if levels:
-        raise error  # no value, but a list of them
-    return Unreadable(f"{type(error).__name__}: {error}")
+class _Op(NamedTuple):
+    """An instruction of a pickle.
+
+    Args:
+        name: of its kind.
+        code: its bytes.
+        depth: of the stack, after it.
+        memos: objects that are in the memo before it.
+        buffers: that were used before it.
+    """
+
+    name: str
+    code: bytes
+    depth: int
+    memos: int
+    buffers: int
 
 
-class _Broken:
-    """Stands for what could not be made, and takes whatever it is given, as that would have."""
+def _program(payload: bytes) -> list[_Op]:
+    """Take a pickle apart."""
+    given = list(pickletools.genops(payload))
+    ends = [*(place for _, _, place in given[1:]), len(payload)]
+    ops: list[_Op] = []
+    marks: list[int] = []
+    depth = memos = buffers = 0
+    for (kind, _, place), end in zip(given, ends, strict=True):
+        if kind.name in ("PROTO", "FRAME", "STOP"):
+            continue
+        if pickletools.markobject in kind.stack_before:
+            depth = marks.pop() - kind.stack_before.index(pickletools.markobject)
+        else:
+            depth -= len(kind.stack_before)
+        if kind.name == "MARK":
+            marks.append(depth)
+        depth += len(kind.stack_after)
+        ops.append(_Op(kind.name, payload[place or 0 : end], depth, memos, buffers))
+        memos += kind.name == "MEMOIZE"
+        buffers += kind.name == "NEXT_BUFFER"
+    return ops
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
-    def __reduce__(self) -> Any:
-        raise self.error
+def _elements(ops: Sequence[_Op]) -> list[Sequence[_Op]]:
+    """The parts of a program that make the elements of what it makes, a list or a tuple."""
+    first = ops[0]
+    if first.name == "EMPTY_LIST":
+        return _appended(ops[1:], first.depth)
+    if ops[-1].name == "MEMOIZE":
+        ops = ops[:-1]
+    match ops[-1].name:
+        case "EMPTY_TUPLE":
+            return []
+        case "TUPLE" if first.name == "MARK":
+            return _beside_each_other(ops[1:-1], first.depth)
+        case "TUPLE1" | "TUPLE2" | "TUPLE3":
+            return _beside_each_other(ops[:-1], ops[-1].depth - 1)
+    raise ValueError("it is no list")
 
-    def _take(self, *_: Any) -> None:
-        pass
 
-    append = extend = add = __setitem__ = __setstate__ = _take
+def _appended(ops: Sequence[_Op], alone: int) -> list[Sequence[_Op]]:
+    """Those that are appended to a list, in pieces; `alone` is the depth of the list alone."""
+    elements: list[Sequence[_Op]] = []
+    begin = 0
+    for end, op in enumerate(ops):
+        if op.depth > alone:
+            continue
+        if op.name == "APPEND":
+            elements.append(ops[begin:end])
+        elif op.name == "APPENDS":
+            elements += _beside_each_other(ops[begin + 1 : end], alone + 1)
+        elif op.name != "MEMOIZE":
+            raise ValueError("it is more than a list")
+        begin = end + 1
+    return elements
 
 
-def _error_in(value: Any) -> BaseException | None:
-    """Why something in a value could not be made: who pickles it comes to all that it holds."""
-    try:
-        pickle.dumps(value)
-    except Exception:
+def _beside_each_other(ops: Sequence[_Op], below: int) -> list[Sequence[_Op]]:
+    """What makes each of the values that stand on the stack in the end, above a depth."""
+    elements: list[Sequence[_Op]] = []
+    end = len(ops)
+    # Each begins where the stack was for the last time as deep as the one before it.
+    wanted = ops[-1].depth - 1
+    for begin in range(len(ops) - 1, -1, -1):
+        if (ops[begin - 1].depth if begin else below) == wanted:
+            elements.append(ops[begin:end])
+            end, wanted = begin, wanted - 1
+    return elements[::-1]
+
+
+def _shared(program: Sequence[_Op], place: int) -> Sequence[_Op]:
+    """The part of a program that makes what is at a place of the memo, and makes it whole."""
+    noted = next(
+        number for number, op in enumerate(program) if op.name == "MEMOIZE" and op.memos == place
+    )
+    depth = program[noted].depth
+    begin = end = noted
+    while begin and program[begin - 1].depth >= depth:
+        begin -= 1
+    for number in range(noted + 1, len(program)):
+        op = program[number]
+        if op.depth < depth or (op.depth == depth and op.name not in _COMPLETE):
+            break
+        if op.depth == depth:
+            end = number
+    return program[begin : end + 1]
+
+
+class _Salvage:
+    """Makes values of parts of one program, one after the other."""
+
+    def __init__(self, program: Sequence[_Op], buffers: Sequence[Any]) -> None:
+        self._program = program
+        self._buffers = buffers
+        self._memo: dict[int, Any] = {}
+        self._open: set[int] = set()
+
+    def parted(self, ops: Sequence[_Op], levels: int) -> Any:
+        """A list of values, or of lists of values; or one value."""
+        if levels:
+            return [self.parted(part, levels - 1) for part in _elements(ops)]
         try:
-            cloudpickle.dumps(value)
+            return self._made(ops)
         except Exception as error:
-            return error
-    return None
+            return Unreadable(f"{type(error).__name__}: {error}")
+
+    def shared(self, place: int) -> Any:
+        """What is at a place of the memo, as others want it, too."""
+        if place not in self._memo:
+            if place in self._open:
+                raise ValueError("it holds itself")
+            self._open.add(place)
+            try:
+                self._made(_shared(self._program, place))
+            finally:
+                self._open.remove(place)
+        return self._memo[place]
+
+    def _made(self, ops: Sequence[_Op]) -> Any:
+        part = _Part(ops, self._memo, self._buffers[ops[0].buffers :], self.shared)
+        try:
+            return part.load()
+        except Exception:
+            # It may not be whole.
+            for place in part.noted:
+                self._memo.pop(place, None)
+            raise
 
 
 _InPython: Any = pickle._Unpickler  # what it is made of is not typed
 
 
-class _Tolerant(_InPython):  # type: ignore[misc]
-    """Goes on where an object cannot be made.
+class _Part(_InPython):  # type: ignore[misc]
+    """Unpickles a part of a program.
 
-    The unpickler in C ends there, and nobody knows in which element of a list it was. What is made
-    of something broken counts as broken, also where it could be made: it may have looked away.
+    Args:
+        ops: the part.
+        memo: what was memoized before; it is added to.
+        buffers: from the first one that it uses.
+        shared: gives what is at a place of the memo.
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_InPython.dispatch)
 
-    def __init__(self, payload: bytes, buffers: Sequence[Any]) -> None:
-        super().__init__(io.BytesIO(payload), buffers=buffers)
-        self._any_broken = False
+    def __init__(
+        self,
+        ops: Sequence[_Op],
+        memo: dict[int, Any],
+        buffers: Sequence[Any],
+        shared: Callable[[int], Any],
+    ) -> None:
+        code = [pickle.PROTO, bytes([pickle.HIGHEST_PROTOCOL]), *(op.code for op in ops)]
+        super().__init__(io.BytesIO(b"".join([*code, pickle.STOP])), buffers=buffers)
+        self.memo = memo
+        self.noted: list[int] = []  # places in the memo that are its own
+        self._shared = shared
+        self._next = ops[0].memos
 
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return super().find_class(module, name)
-        except Exception as error:
-            return self._broken(error)
+    def load_memoize(self) -> None:
+        self.memo[self._next] = self.stack[-1]
+        self.noted.append(self._next)
+        self._next += 1
 
-    def load_reduce(self) -> None:
-        self._make(super().load_reduce, of=2)
+    def load_binget(self) -> None:
+        self.append(self._shared(int.from_bytes(self.read(1), "little")))
 
-    def load_newobj(self) -> None:
-        self._make(super().load_newobj, of=2)
+    def load_long_binget(self) -> None:
+        self.append(self._shared(int.from_bytes(self.read(4), "little")))
 
-    def load_newobj_ex(self) -> None:
-        self._make(super().load_newobj_ex, of=3)
-
-    def load_build(self) -> None:
-        built = self.stack[-2]
-        self._make(super().load_build, of=2)
-        if self.stack[-1] is not built:
-            for key in [key for key, one in self.memo.items() if one is built]:
-                self.memo[key] = self.stack[-1]
-
-    def _make(self, make: Callable[[], None], of: int) -> None:
-        """Make something of the last values on the stack, or put in their place that it failed."""
-        below = len(self.stack) - of
-        error = _error_in(self.stack[below:]) if self._any_broken else None
-        if error is None:
-            try:
-                make()
-            except Exception as raised:
-                error = raised
-        if error is not None:
-            self.stack[below:] = [self._broken(error)]
-
-    def _broken(self, error: BaseException) -> _Broken:
-        self._any_broken = True
-        return _Broken(error)
-
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.NEWOBJ[0]] = load_newobj
-    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.MEMOIZE[0]] = load_memoize
+    dispatch[pickle.BINGET[0]] = load_binget
+    dispatch[pickle.LONG_BINGET[0]] = load_long_binget

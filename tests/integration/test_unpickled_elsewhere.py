@@ -59,6 +59,16 @@ def doubled(item: Any) -> list[Any]:
     return [item, item]
 
 
+def how_many(item: Any, results: list[Any], failures: list[Any]) -> tuple[int, int]:
+    assert isinstance(item, int | tuple)
+    return len(results), len(failures)
+
+
+def type_of(one: Any) -> str:
+    assert isinstance(one, str | int | tuple)
+    return type(one).__name__
+
+
 def seen(item: Any) -> Any:
     return item[1] if isinstance(item, tuple) else item
 
@@ -137,7 +147,19 @@ def test_items_by_way_of_the_flow(apart: str, strategy: str, batch: Any, record:
 
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
 def test_items_that_lead_further(apart: str, strategy: str, batch: Any, record: str) -> None:
-    _, outcome = run(apart, found, doubled, seen, strategy=strategy, batch=batch, record=record)
+    _, outcome = run(
+        apart,
+        found,
+        doubled,
+        seen,
+        strategy=strategy,
+        batch=batch,
+        record=record,
+        collect={"doubled": how_many},
+        label=type_of,
+    )
+    collected = outcome.collected_by_stage["doubled"]
+    assert [value for _, value in collected] == [(2, 0)] * (ITEMS + 2 * len(DONE))
     twice = [item for item in DONE for _ in range(2)]
     every = [item for item in range(ITEMS) for _ in range(2)]
     assert outcome.results == [*every, *twice, *twice]

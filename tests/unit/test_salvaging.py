@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 from distributed.protocol.pickle import dumps
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from evolve_tasks.workers.salvaging import Unreadable, salvaged
 
@@ -73,6 +79,123 @@ class Named(tuple[int, int]):
         return (self[0],), {"other": -self[1]}
 
 
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Has no state that could be asked for while it is being made."""
+
+    value: Any
+
+
+class Model(BaseModel):
+    """The same."""
+
+    value: int
+
+
+class Locked:
+    """Leaves out of its state what cannot travel, and has to have it for that."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.lock = threading.Lock()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Locked) and other.value == self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class OnceOnly:
+    """Can be pickled by who made it, and by nobody who was given it."""
+
+    def __init__(self, *, made_here: bool = True) -> None:
+        self.made_here = made_here
+
+    def __reduce__(self) -> Any:
+        if not self.made_here:
+            raise TypeError("not twice")
+        return partial(OnceOnly, made_here=False), ()
+
+
+def _class_with(stray: Any) -> type:
+    class Local:
+        held = stray
+
+    return Local
+
+
+def test_what_stands_beside_it_is_as_it_was() -> None:
+    class Local:
+        def method(self) -> int:
+            return 7
+
+    uuid = UUID(int=3)
+    values = [Frozen(1), Model(value=1), uuid, Locked(1), Local(), lambda: 8, Frozen(Frozen(2))]
+    values += [Unreadable("elsewhere"), OnceOnly(), Decimal("1.5"), datetime(2026, 1, 1), 2**70]
+    again = salvaged(dumps([Stray(), *values, Stray(), *values]), 1)
+    assert [type(again[0]), type(again[len(values) + 1])] == [Unreadable] * 2
+    assert again[1] is again[len(values) + 2]
+    for first in (1, len(values) + 2):
+        there = again[first : first + len(values)]
+        assert there[:4] == values[:4]
+        assert there[4].method() == 7
+        assert there[5]() == 8
+        assert there[6:8] == values[6:8]
+        assert not there[8].made_here
+        assert there[9:] == values[9:]
+
+
+def test_the_class_of_one_that_is_refused_is_known_to_the_others() -> None:
+    again = salvaged(dumps([Choosy(1), Choosy(2), Choosy(3), Choosy(4)]), 1)
+    assert [type(one) for one in again] == [Unreadable, Choosy, Unreadable, Choosy]
+
+
+def test_what_is_met_first_in_one_that_is_refused_is_known_to_the_others() -> None:
+    class Local:
+        value = 5
+
+    shared = [Holds("shared"), {"key": Local()}]
+    again = salvaged(dumps([{"a": Stray(), "b": shared}, {"b": shared}, {"a": shared[1]}]), 1)
+    assert isinstance(again[0], Unreadable)
+    assert again[1]["b"][0] == Holds("shared")
+    assert again[2]["a"]["key"].value == 5
+    assert again[2]["a"] is again[1]["b"][1]
+
+
+def test_what_holds_itself() -> None:
+    circle: list[Any] = [1]
+    circle.append(circle)
+    wrong: list[Any] = [circle, Stray()]
+    wrong.append(wrong)
+    again = salvaged(dumps([wrong, circle, 3]), 1)
+    assert isinstance(again[0], Unreadable)
+    assert again[1][0] == 1
+    assert again[1][1] is again[1]
+    assert again[2] == 3
+    values: list[Any] = [1]
+    values.append([values, Stray()])
+    assert [type(one) for one in salvaged(dumps(values), 1)] == [int, Unreadable]
+
+
+def test_tuples() -> None:
+    for count in range(6):
+        values = (*range(count), Stray(), "a")
+        again = salvaged(dumps(values), 1)
+        assert [*again[:count], again[-1]] == [*range(count), "a"]
+        assert isinstance(again[count], Unreadable)
+    assert salvaged(dumps(()), 1) == []
+    assert [type(one) for one in salvaged(dumps((Stray(),)), 1)] == [Unreadable]
+
+
 def test_nothing_is_lost_where_nothing_is_wrong() -> None:
     values = [1, "a", [2.5, None], {"b": {3}}, Holds(Choosy(2)), ValueError("x"), len]
     again = salvaged(dumps(values), 1)
@@ -101,6 +224,8 @@ def test_what_is_wrong_is_told() -> None:
         lambda stray: Blind(stray),
         lambda stray: ValueError("text", stray),
         lambda stray: np.array([stray, 1], dtype=object),
+        lambda stray: lambda: stray,
+        _class_with,
     ],
     ids=[
         "alone",
@@ -114,6 +239,8 @@ def test_what_is_wrong_is_told() -> None:
         "made of it",
         "exception",
         "array",
+        "function",
+        "class",
     ],
 )
 def test_wherever_it_is(around: Any) -> None:
@@ -172,11 +299,12 @@ def test_arrays_beside_it() -> None:
 
 
 def test_a_list_that_is_none() -> None:
-    with pytest.raises(ValueError, match="no number"):
-        salvaged(dumps(Stray()), 1)
-    with pytest.raises(Exception, match="no number"):
+    for values in (Stray(), {1: Stray()}, 7):
+        with pytest.raises(ValueError, match="no list"):
+            salvaged(dumps(values), 1)
+    with pytest.raises(ValueError, match="no list"):
         salvaged(dumps([[1], Stray()]), 2)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="not enough data"):
         salvaged(dumps([[1] * 100])[:-20], 1)
 
 
