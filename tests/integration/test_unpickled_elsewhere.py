@@ -147,7 +147,7 @@ def test_items_by_way_of_the_flow(apart: str, strategy: str, batch: Any, record:
 
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
 def test_items_that_lead_further(apart: str, strategy: str, batch: Any, record: str) -> None:
-    _, outcome = run(
+    flow_run_id, outcome = run(
         apart,
         found,
         doubled,
@@ -158,6 +158,8 @@ def test_items_that_lead_further(apart: str, strategy: str, batch: Any, record: 
         collect={"doubled": how_many},
         label=type_of,
     )
+    # What a label raises is swallowed, and told in the name.
+    assert not [one.name for one in task_runs(flow_run_id) if "raised" in one.name]
     collected = outcome.collected_by_stage["doubled"]
     assert [value for _, value in collected] == [(2, 0)] * (ITEMS + 2 * len(DONE))
     twice = [item for item in DONE for _ in range(2)]
