@@ -140,7 +140,9 @@ def test_items(apart: str, strategy: str, batch: Any, record: str) -> None:
 
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES[:2])
 def test_items_by_way_of_the_flow(apart: str, strategy: str, batch: Any, record: str) -> None:
-    _, outcome = run(apart, streamed, seen, strategy=strategy, batch=batch, record=record)
+    options: dict[str, Any] = {"strategy": strategy, "batch": batch, "record": record}
+    flow_run_id, outcome = run(apart, streamed, seen, label=type_of, **options)
+    assert not [one.name for one in task_runs(flow_run_id) if "raised" in one.name]
     assert outcome.results == [*range(ITEMS), *DONE, *DONE]
     assert [failure.index[-1] for failure in outcome.failures] == [*LOST, *LOST]
 
