@@ -29,6 +29,7 @@ from evolve_tasks.workers.calls import (
     Recorded,
     Recording,
     SourceCall,
+    collect_run_id,
 )
 from evolve_tasks.workers.transport import Packed
 
@@ -170,14 +171,19 @@ class Beside:
         unit = uuid4() if self.ledger.beside(is_task, of_source=False) else None
         return CombineCall(
             [group.blocks for group in asked.groups],
-            f"{sum(len(group.blocks) for group in asked.groups)} parts",
+            _label_of(asked),
             next((group.path for group in asked.groups if group.path), (0,)),
             Recording(unit=unit),
             action.crashes,
         )
 
     def answered(
-        self, action: Extra, recording: Recording, answer: Any, lost: Failure | None
+        self,
+        action: Extra,
+        recording: Recording,
+        answer: Any,
+        lost: Failure | None,
+        lost_run: UUID | None = None,
     ) -> tuple[list[Portion], list[Recorded]]:
         """Take what came of it: a failure is part of the outcome.
 
@@ -186,6 +192,7 @@ class Beside:
             recording: what Prefect saw of it.
             answer: how it has ended.
             lost: why there is no answer.
+            lost_run: the task run that says so.
         """
         asked = self._asked.pop(action.number)
         if isinstance(asked, Ended):
@@ -195,7 +202,8 @@ class Beside:
                 _, value = self.collecting.values[asked.by.of][asked.call.index]
                 self.resuming.note_collected(asked.kept, value)
             failures = [one for portion in portions for one in portion.failures]
-            self._tell(answer, failures[0] if failures else None, recorded)
+            run_id = recorded[0].run_id if recorded else lost_run
+            self._tell(answer, failures[0] if failures else None, run_id)
             return portions, recorded
         assert self.reducing is not None, "it was asked for"
         failure, recorded = lost, []
@@ -204,19 +212,18 @@ class Beside:
             if answer.recorded and recording.unit is not None:
                 stage = self.reducing.stage
                 error = None if failure is None else str(failure)
-                label = f"{sum(len(group.blocks) for group in asked.groups)} parts"
+                label = _label_of(asked)
                 recorded = [Recorded(recording.unit, stage.position, label, error)]
             if failure is None:
                 self.reducing.combined(asked, answer.parts)
         # Of what cannot be combined the outcome has the first failure; so has the report.
         first = failure if self.reducing.failure is None else None
-        self._tell(answer, first, recorded)
+        self._tell(answer, first, recorded[0].run_id if recorded else lost_run)
         self.reducing.failure = self.reducing.failure or failure
         return [], recorded
 
-    def _tell(self, answer: Any, failure: Failure | None, recorded: Sequence[Recorded]) -> None:
+    def _tell(self, answer: Any, failure: Failure | None, run_id: UUID | None) -> None:
         span = answer.span if isinstance(answer, Collected | Combined) else None
-        run_id = recorded[0].run_id if recorded else None
         tell_beside(self.story, span, failure, run_id)
 
     def name_of(self, action: Extra) -> str:
@@ -225,6 +232,17 @@ class Beside:
         if isinstance(asked, Ended):
             return asked.by.stage.name
         return "" if self.reducing is None else self.reducing.stage.name
+
+    def run_of(
+        self, action: Extra, recording: Recording
+    ) -> tuple[Stage, UUID, str, UUID | None] | None:
+        """The task run of an `Extra`: its stage, its id, its label, and the one that it needs."""
+        asked = self._asked[action.number]
+        if isinstance(asked, Ended):
+            return asked.by.stage, collect_run_id(asked.call), asked.call.label, asked.run
+        if self.reducing is None or recording.unit is None:
+            return None
+        return self.reducing.stage, recording.unit, _label_of(asked), None
 
     def index_of(self, action: Extra) -> Index:
         """Where its failure stands in the outcome."""
@@ -265,3 +283,7 @@ class Beside:
         number = next(self._numbers)
         self._asked[number] = what
         return self.core.add_extra(number)
+
+
+def _label_of(combination: Combination) -> str:
+    return f"{sum(len(group.blocks) for group in combination.groups)} parts"

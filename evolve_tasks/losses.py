@@ -1,4 +1,4 @@
-"""What workers took down with them: what of it they were at, and what becomes of it if given up."""
+"""What was lost: what workers were at that died, and what becomes of what is given up."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from evolve_tasks.answers import Lost, failure_of
 from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.suspects import MOST_DEATHS
+from evolve_tasks.outcome import Failure
 from evolve_tasks.record_ledger import RecordLedger
 from evolve_tasks.report import Story
 from evolve_tasks.stages import Stage
 from evolve_tasks.telling import tell_lost
 from evolve_tasks.under_way import UnderWay
-from evolve_tasks.workers.calls import GivenUp, item_run_id
+from evolve_tasks.workers.calls import GivenUp, SourceCall, item_run_id
 from evolve_tasks.workers.marks import PACKING, marks_path, number_of, packing, take_marks
 
 
@@ -85,27 +86,22 @@ class Losses:
 
     def portions(self, action: Expand | Process, lost: Lost) -> list[Portion]:
         """Failures of a unit that Dask gave up, or that took down all the workers that it may."""
-        stage = self.stages[action.stage].name
+        stage = self.stages[action.stage]
         if isinstance(action, Process):
             call = self.under_way.parent(action)
             source = self.under_way.source(call)
             failures = [
                 replace(
-                    failure_of(lost, stage, (*call.index, item), None),
+                    failure_of(lost, stage.name, (*call.index, item), None),
                     source=source,
                     item=f"item {item} of {call.label}",
                 )
                 for item in range(action.start, action.stop)
             ]
-            run_id = item_run_id(call.run_id, action.start)
-            is_task = self.stages[action.stage].task is not None
-            recorded = lost.crashed and is_task and self.ledger.mode != "sources"
+            upstream = self.under_way.parent_run(action)
             for failure in failures:
-                tell_lost(self.story, call, failure, run_id if recorded else None)
-            if recorded:
-                upstream = self.under_way.parent_run(action)
-                label = f"{call.label} {action.start}"
-                self._give_up(action.stage, run_id, label, upstream, failures[0].message)
+                run_id = self.item_given_up(stage, call, failure, upstream)
+                tell_lost(self.story, call, failure, run_id)
             return [
                 Portion(
                     call.position,
@@ -121,21 +117,67 @@ class Losses:
         for call in self.under_way.calls[action.unit]:
             source = self.under_way.source(call)
             given = None if call.inner else source
-            failure = replace(failure_of(lost, stage, call.index, given), source=source)
+            failure = replace(failure_of(lost, stage.name, call.index, given), source=source)
             if call.inner:
                 failure = replace(failure, item=f"item {call.label}")
-            recorded = lost.crashed and self.stages[action.stage].task is not None
-            tell_lost(self.story, call, failure, call.run_id if recorded else None)
-            if recorded:
-                above = self.under_way.parent_run(action)
-                self._give_up(action.stage, call.run_id, call.label, above, failure.message)
+            above = self.under_way.parent_run(action)
+            run_id = self.give_up(stage, call.run_id, call.label, above, failure)
+            tell_lost(self.story, call, failure, run_id)
             portions.append(Portion(call.position, source, 0, 0, [], [failure], inner=call.inner))
         return portions
 
-    def _give_up(
-        self, stage: int, run_id: UUID, label: str, upstream: UUID | None, message: str
-    ) -> None:
-        task = self.stages[stage].task
-        if task is not None:
-            name = f"{self.stages[stage].name}[{label}]"
-            self.given_up.append(GivenUp(task, run_id, name, upstream, message))
+    def item_given_up(
+        self,
+        stage: Stage,
+        call: SourceCall,
+        failure: Failure,
+        upstream: UUID | None,
+        *,
+        told: bool = True,
+    ) -> UUID | None:
+        """The same of an item of the last stage, which has a task run only where it is to have one.
+
+        Args:
+            stage: its stage.
+            call: the list that it is in.
+            failure: what became of it.
+            upstream: the task run that gave it.
+            told: the API may have heard of another end of it.
+        """
+        if self.ledger.mode == "sources":
+            return None
+        position = failure.index[-1]
+        run_id, label = item_run_id(call.run_id, position), f"{call.label} {position}"
+        return self.give_up(stage, run_id, label, upstream, failure, told=told)
+
+    def give_up(
+        self,
+        stage: Stage,
+        run_id: UUID,
+        label: str,
+        upstream: UUID | None,
+        failure: Failure,
+        *,
+        told: bool = True,
+    ) -> UUID | None:
+        """Have the API know, at the end of the run, that there is no result of something.
+
+        Args:
+            stage: its stage.
+            run_id: id of its task run, if it has one.
+            label: what the name of that has in brackets.
+            upstream: the task run that gave it.
+            failure: what became of it.
+            told: the API may have heard of another end of it.
+
+        Returns:
+            The id of its task run; `None` if it has none.
+        """
+        if stage.task is None:
+            return None
+        message, crashed = failure.message, failure.crashed
+        if not crashed:
+            message = f"{failure.error_type}: {message}"
+        name = f"{stage.name}[{label}]"
+        self.given_up.append(GivenUp(stage.task, run_id, name, upstream, message, crashed, told))
+        return run_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,12 +21,13 @@ from evolve_tasks.evolving import EvolvingRun
 from evolve_tasks.monitoring.cancelling import is_cancelled
 from evolve_tasks.monitoring.counted import tell_counts
 from evolve_tasks.monitoring.crashes import (
+    SETTLED_S,
     end_what_died,
     record_given_up,
     tell_for_the_dead,
 )
 from evolve_tasks.monitoring.events import RunEvents
-from evolve_tasks.monitoring.recording import unrecorded_after, wait_until_recorded
+from evolve_tasks.monitoring.recording import FAILED, unrecorded_after, wait_until_recorded
 from evolve_tasks.monitoring.shown import Shown
 from evolve_tasks.naming import LABEL, one_line
 from evolve_tasks.options import EvolveOptions
@@ -38,7 +39,7 @@ from evolve_tasks.strategies.choice import Choice
 from evolve_tasks.strategies.nested import run_adaptive, run_nested
 from evolve_tasks.strategies.sequential import run_sequential
 from evolve_tasks.strategies.submitting import Submitter
-from evolve_tasks.workers.calls import RunSpec
+from evolve_tasks.workers.calls import GivenUp, RunSpec
 from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.task_runs import task_runs_are_of
 
@@ -156,16 +157,18 @@ class Opened:
             self._tell_events(self._ended)
             self.gone = self.vanished()
             recorded = [one.run_id for one in run.recorded]
+            given_up = run.losses.given_up
+            self._record([one for one in given_up if not one.told])
             if run.deaths and not run.unseen:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
                 with self._api_may_be_away():
                     tell_for_the_dead(run.recorded, set(missing), run.all_stages, self._logger)
-            with self._api_may_be_away():
-                recorded += record_given_up(run.losses.given_up)
+            recorded += self._record([one for one in given_up if one.crashed])
             if run.unseen:
                 unrecorded = len(recorded)  # they went with their flow run
             else:
                 unrecorded = wait_until_recorded(recorded, self._logger)
+                unrecorded += self._overrule([one for one in given_up if one.told])
             if run.deaths and not run.unseen and not run.left:
                 # Asked when the others are known: events come to the API one after another.
                 ended = []
@@ -178,12 +181,28 @@ class Opened:
             self.shown.told(
                 vanished=self.gone,
                 recording={
-                    "task_runs": len(recorded),
+                    "task_runs": len(set(recorded)),
                     "unrecorded": unrecorded,
                     "degraded": run.ledger.degraded,
                     "unseen_batches": run.ledger.unseen_units,
                 },
             )
+
+    def _record(self, given_up: Sequence[GivenUp]) -> list[UUID]:
+        """Tell the API of what is given up; the ids of its task runs."""
+        recorded: list[UUID] = []
+        with self._api_may_be_away():
+            recorded += record_given_up(given_up)
+        return recorded
+
+    def _overrule(self, given_up: Sequence[GivenUp]) -> int:
+        """Say what failed on its way here, where workers told that it was done; how many are open.
+
+        They told so earlier, and it may be recorded later: what is recorded last would stand.
+        """
+        unread = [one for one in given_up if not one.crashed]
+        unrecorded_after([one.run_id for one in unread], self._logger, SETTLED_S)
+        return wait_until_recorded(self._record(unread), self._logger, ends=FAILED)
 
     @contextmanager
     def _api_may_be_away(self) -> Iterator[None]:
@@ -192,8 +211,8 @@ class Opened:
             yield
         except (httpx.HTTPError, PrefectHTTPStatusError, ObjectNotFound) as error:
             self._logger.warning(
-                "The Prefect API cannot be told of task runs whose workers died (%s: %s); the UI "
-                "may show them as running",
+                "The Prefect API cannot be told of task runs whose workers died, or whose results "
+                "did not arrive (%s: %s); the UI may show them as running, or as completed",
                 type(error).__name__,
                 error,
             )

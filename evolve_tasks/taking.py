@@ -32,6 +32,7 @@ from evolve_tasks.workers.calls import (
     Recorded,
     Recording,
     SourceCall,
+    SourceEnd,
     item_run_id,
 )
 from evolve_tasks.workers.streaming import Chunk
@@ -97,15 +98,17 @@ class Taking:
         action, _ = self.under_way.units[chunk.unit]
         assert isinstance(action, Expand), "nothing else gives on the way"
         call = self.under_way.calls[chunk.unit][chunk.offset]
-        stage = self.stages[action.stage + 1].name
+        stage = self.stages[action.stage + 1]
         start = max(chunk.start, self.streams.given(chunk))
-        source = self.under_way.source(call)
+        source, above = self.under_way.source(call), self.under_way.run_of(chunk.unit, call)
         failures = [
-            replace(unreadable(stage, call, position, chunk.unreadable), source=source)
+            replace(unreadable(stage.name, call, position, chunk.unreadable), source=source)
             for position in range(start, chunk.start + chunk.size)
         ]
         for failure in failures:
-            tell_lost(self.story, call, failure, None)
+            # Whoever was to work on it has never had it.
+            run_id = self.losses.item_given_up(stage, call, failure, above, told=False)
+            tell_lost(self.story, call, failure, run_id)
         portion = Portion(
             call.position,
             source,
@@ -121,38 +124,71 @@ class Taking:
     def _set_apart(self, action: Expand | Process, answer: Answer) -> None:
         """Make failures of single results that cannot be unpickled here."""
         if isinstance(answer, BatchResult):
-            parent = self.under_way.parent(action)
-            self._set_batch_apart(action.stage, parent, action.start, action.stop, answer)
+            if isinstance(answer.values, Salvaged):
+                call, above = self.under_way.parent(action), self.under_way.parent_run(action)
+                self._set_batch_apart(action.stage, call, above, action.start, action.stop, answer)
         elif isinstance(answer, Measure):
             if not isinstance(answer.values, Salvaged):
                 return
             calls, values = self.under_way.calls[action.unit], answer.values.value()
             for place, (call, end) in enumerate(zip(calls, answer.ends, strict=True)):
+                above = self.under_way.run_of(action.unit, call)
                 positions = range(end.ended - end.not_run)
-                stage = self.stages[action.stage + 1].name
-                values[place] = set_apart(stage, call, positions, values[place], end.failures)
+                values[place] = self._readable(
+                    action.stage + 1, call, above, positions, values[place], end
+                )
         elif isinstance(answer, NestedResult):
             self._set_apart(action, answer.measure)
             for batch in answer.batches:
                 call = self.under_way.calls[action.unit][batch.offset]
-                self._set_batch_apart(action.stage + 1, call, batch.start, batch.stop, batch.result)
+                above = self.under_way.run_of(action.unit, call)
+                self._set_batch_apart(
+                    action.stage + 1, call, above, batch.start, batch.stop, batch.result
+                )
 
     def _set_batch_apart(
-        self, stage: int, call: SourceCall, start: int, stop: int, batch: BatchResult
+        self,
+        stage: int,
+        call: SourceCall,
+        above: UUID | None,
+        start: int,
+        stop: int,
+        batch: BatchResult,
     ) -> None:
         if isinstance(batch.values, Salvaged):
             positions, values = range(start, stop - batch.not_run), batch.values.value()
-            name = self.stages[stage].name
-            batch.values = Unpacked(set_apart(name, call, positions, values, batch.failures))
+            batch.values = Unpacked(self._readable(stage, call, above, positions, values, batch))
+
+    def _readable(
+        self,
+        number: int,
+        call: SourceCall,
+        above: UUID | None,
+        positions: range,
+        values: list[Any],
+        part: BatchResult | SourceEnd,
+    ) -> list[Any]:
+        """The results that are left; the others are failures, and their task runs say so."""
+        stage = self.stages[number]
+        left, unread = set_apart(stage.name, call, positions, values, part.failures)
+        completed = set(part.recorded)
+        for failure in unread:
+            told = failure.index[-1] in completed
+            run_id = self.losses.item_given_up(stage, call, failure, above, told=told)
+            if run_id is not None and not told:
+                part.recorded.append(failure.index[-1])
+        return left
 
     def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
         """What came of something beside the stages."""
-        lost = None
+        lost = run_id = None
         if isinstance(answer, Lost):
             if answer.crashed and not self.core.gives_up(action.unit):
                 return []  # it runs again
             lost = failure_of(answer, self.beside.name_of(action), self.beside.index_of(action), "")
-        portions, recorded = self.beside.answered(action, recording, answer, lost)
+            if (run := self.beside.run_of(action, recording)) is not None:
+                run_id = self.losses.give_up(*run, lost)
+        portions, recorded = self.beside.answered(action, recording, answer, lost, run_id)
         self.recorded += recorded
         return portions
 

@@ -41,7 +41,7 @@ def unreadable(stage: str, call: SourceCall, position: int, why: str) -> Failure
 
 def set_apart(
     stage: str, call: SourceCall, positions: range, values: list[Any], failures: list[Failure]
-) -> list[Any]:
+) -> tuple[list[Any], list[Failure]]:
     """Take values that cannot be read out of the results of a list's items.
 
     Args:
@@ -52,19 +52,20 @@ def set_apart(
         failures: those of the others; what is taken out is added.
 
     Returns:
-        The values that are left.
+        The values that are left, and the failures that were added.
     """
     failed = {failure.index[-1] for failure in failures}
     done = [position for position in positions if position not in failed]
-    left = []
+    left, added = [], []
     for position, value in zip(done, values, strict=bool(values)):
         if isinstance(value, Unreadable):
             why = (
                 "its result came back, but cannot be unpickled in the flow's process "
                 f"({value.error}); {RULE}"
             )
-            failures.append(unreadable(stage, call, position, why))
+            added.append(unreadable(stage, call, position, why))
         else:
             left.append(value)
+    failures += added
     failures.sort(key=lambda failure: failure.index)
-    return left
+    return left, added

@@ -44,7 +44,7 @@ DIED = "its worker died; what it worked on ran again, unless it has a crashed ta
 
 
 def record_given_up(given_up: Sequence[GivenUp]) -> list[UUID]:
-    """Give each of N >= 0 of them a Crashed task run; called in the flow.
+    """Give each of N >= 0 of them a Crashed or Failed task run; called in the flow.
 
     Returns:
         The ids of the task runs.
@@ -54,10 +54,11 @@ def record_given_up(given_up: Sequence[GivenUp]) -> list[UUID]:
         task_run = known.get(one.run_id) or new_task_run(
             one.task, run_id=one.run_id, name=one.name, upstream=one.upstream
         )
-        state: State[Any] = Crashed(message=one.message)
+        state: State[Any] = (Crashed if one.crashed else Failed)(message=one.message)
         if task_run.start_time is None:  # its worker died before it could say when it began
             task_run.start_time = cast(Any, state.timestamp)
-        task_run.run_count = MOST_DEATHS
+        if one.crashed:
+            task_run.run_count = MOST_DEATHS
         _end(task_run, state)
     return [one.run_id for one in given_up]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
 
@@ -31,12 +31,23 @@ NO_PROGRESS_S = 45.0
 # Without an answer at all; a server that is started again takes half a minute.
 AWAY_S = 60.0
 
+# Filters of the API in its own words: Prefect's class for them leaves the operator out. To an end
+# come also those that never began, as what they need has failed.
+Ends = Mapping[str, Any]
+ANY_END: Ends = {
+    "operator": "or_",
+    "type": {"any_": [state.value for state in TERMINAL_STATES]},
+    "name": {"any_": ["NotReady"]},
+}
+FAILED: Ends = {"type": {"any_": [StateType.FAILED.value]}}
+
 
 def wait_until_recorded(
     run_ids: Sequence[UUID],
     logger: logging.Logger | Any,
     no_progress_s: float = NO_PROGRESS_S,
     away_s: float = AWAY_S,
+    ends: Ends = ANY_END,
 ) -> int:
     """Wait until the API knows the end of each of these task runs.
 
@@ -46,6 +57,7 @@ def wait_until_recorded(
         no_progress_s: seconds after which it gives up if not one more was recorded, while the
             API answers.
         away_s: seconds without an answer, in all, after which it gives up; also errors are none.
+        ends: in which states they have ended.
 
     Returns:
         How many stayed unknown.
@@ -57,7 +69,7 @@ def wait_until_recorded(
     if not run_ids:
         return 0  # asking for a client may start a server
     with get_client(sync_client=True) as client, asking_once():
-        missing, unheard = _Waiting(client, run_ids, logger, no_progress_s, away_s).wait()
+        missing, unheard = _Waiting(client, run_ids, logger, no_progress_s, away_s, ends).wait()
     if not missing:
         return 0
     reason = (
@@ -90,7 +102,7 @@ def unrecorded_after(
     if not run_ids:
         return []
     with get_client(sync_client=True) as client, asking_once():
-        missing, _ = _Waiting(client, run_ids, logger, no_progress_s, AWAY_S).wait()
+        missing, _ = _Waiting(client, run_ids, logger, no_progress_s, AWAY_S, ANY_END).wait()
     return missing
 
 
@@ -125,8 +137,10 @@ class _Waiting:
         logger: logging.Logger | Any,
         no_progress_s: float,
         away_s: float,
+        ends: Ends,
     ) -> None:
         self._client = client
+        self._ends = ends
         once = list(dict.fromkeys(run_ids))  # the API counts each once
         self._open = deque(
             _Asked(once[start : start + ASKED]) for start in range(0, len(once), ASKED)
@@ -143,7 +157,7 @@ class _Waiting:
         while self._open:
             asked, asked_at = self._open[0], time.monotonic()
             try:
-                known = _ended_of(self._client, asked.run_ids)
+                known = self._known_of(asked.run_ids)
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 # What ran is not undone by an API that is away; the run's outcome stands.
                 self._note_away(error)
@@ -178,9 +192,23 @@ class _Waiting:
         ids = [run_id for asked in self._open for run_id in asked.run_ids]
         pages = [ids[start : start + PAGE] for start in range(0, len(ids), PAGE)]
         try:
-            return [run_id for page in pages for run_id in _unrecorded(self._client, page)]
+            return [run_id for page in pages for run_id in self._unrecorded(page)]
         except (httpx.HTTPError, PrefectHTTPStatusError):
             return ids  # nobody there to say which of them
+
+    def _known_of(self, run_ids: Sequence[UUID]) -> int:
+        """How many of them the API knows the end of; a number costs it much less than a page."""
+        wanted = {"task_runs": self._ended(run_ids)}
+        return int(self._client.request("POST", "/task_runs/count", json=wanted).json())
+
+    def _unrecorded(self, run_ids: Sequence[UUID]) -> list[UUID]:
+        wanted = {"task_runs": self._ended(run_ids), "limit": PAGE}
+        known = self._client.request("POST", "/task_runs/filter", json=wanted).json()
+        ended = {UUID(task_run["id"]) for task_run in known}
+        return [run_id for run_id in run_ids if run_id not in ended]
+
+    def _ended(self, run_ids: Sequence[UUID]) -> dict[str, Any]:
+        return {"id": {"any_": [str(run_id) for run_id in run_ids]}, "state": self._ends}
 
     def _note_progress(self) -> None:
         self._progress_at, self._pause_s = time.monotonic(), FIRST_PAUSE_S
@@ -201,29 +229,3 @@ class _Waiting:
     def _pause(self) -> None:
         time.sleep(self._pause_s)
         self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
-
-
-def _ended(run_ids: Sequence[UUID]) -> dict[str, Any]:
-    """Those that have come to an end: also those that never began, as what they need has failed.
-
-    A filter of the API in its own words: Prefect's class for it leaves the operator out.
-    """
-    ends = {
-        "operator": "or_",
-        "type": {"any_": [state.value for state in TERMINAL_STATES]},
-        "name": {"any_": ["NotReady"]},
-    }
-    return {"id": {"any_": [str(run_id) for run_id in run_ids]}, "state": ends}
-
-
-def _ended_of(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> int:
-    """How many of them the API knows the end of; a number costs it much less than a page."""
-    wanted = {"task_runs": _ended(run_ids)}
-    return int(client.request("POST", "/task_runs/count", json=wanted).json())
-
-
-def _unrecorded(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> list[UUID]:
-    wanted = {"task_runs": _ended(run_ids), "limit": PAGE}
-    known = client.request("POST", "/task_runs/filter", json=wanted).json()
-    ended = {UUID(task_run["id"]) for task_run in known}
-    return [run_id for run_id in run_ids if run_id not in ended]

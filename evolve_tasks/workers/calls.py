@@ -593,7 +593,7 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """An item, or a source, that took down all the workers that it may.
+    """Something without a result, as only the flow knows: its task run has to say so.
 
     Args:
         task: the task of its stage.
@@ -601,6 +601,9 @@ class GivenUp:
         name: name of its task run.
         upstream: the task run that gave it, if there is one.
         message: why it was given up.
+        crashed: it took down all the workers that it may. Or else it failed: it, or its result,
+            could not be brought where it was wanted.
+        told: the API may have heard of another end from a worker.
     """
 
     task: Task[..., Any]
@@ -608,3 +611,5 @@ class GivenUp:
     name: str
     upstream: UUID | None
     message: str
+    crashed: bool = True
+    told: bool = True

@@ -13,7 +13,7 @@ from distributed import Client, LocalCluster
 from prefect import flow, task
 from prefect.runtime import flow_run
 
-from evolve_tasks import EvolveTaskRunner, Outcome, evolve
+from evolve_tasks import EvolveTaskRunner, More, Outcome, evolve
 from tests.integration.api import task_runs
 from tests.integration.dask_processes import DaskProcess
 
@@ -79,6 +79,35 @@ def numbered(source: str) -> list[int]:
 
 def brought(item: int) -> Any:
     return AtHome() if item in LOST else item
+
+
+def brought_whole(item: int) -> int:
+    return item
+
+
+def led_further(item: int) -> Any:
+    return More(brought(item), [ITEMS], stage=1) if item == LOST[-1] else brought(item)
+
+
+def bound_to_its_process(source: str, results: list[Any]) -> AtHome:
+    return AtHome()
+
+
+def require_failed(flow_run_id: UUID, outcome: Outcome, stage: str) -> None:
+    """Each failure is a Failed task run that says why, and the report leads there."""
+    runs = task_runs(flow_run_id)
+    assert all(one.state is not None and one.state.is_final() for one in runs)
+    failed = {str(one.id): one for one in runs if one.state_name == "Failed"}
+    assert len(failed) == len(outcome.failures)
+    for one in failed.values():
+        assert one.name.startswith(f"{stage}[")
+        assert one.state is not None
+        assert "is elsewhere" in (one.state.message or "")
+        assert one.start_time is not None
+        assert one.end_time is not None
+    shown = [example for group in outcome.report["failure_groups"] for example in group["examples"]]
+    assert shown
+    assert all(example["task_run"] in failed for example in shown)
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +202,49 @@ def test_items_that_lead_further(apart: str, strategy: str, batch: Any, record: 
 
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
 def test_results(apart: str, strategy: str, batch: Any, record: str) -> None:
-    _, outcome = run(apart, numbered, brought, strategy=strategy, batch=batch, record=record)
+    flow_run_id, outcome = run(
+        apart, numbered, brought, strategy=strategy, batch=batch, record=record
+    )
     assert outcome.results == DONE * 3
     assert [failure.index[-1] for failure in outcome.failures] == LOST * 3
     assert all("in the flow's process" in failure.message for failure in outcome.failures)
     assert all("is elsewhere" in failure.message for failure in outcome.failures)
     assert outcome.counts.done + outcome.counts.failed == 3 * ITEMS
     assert [len(results) for _, results in outcome.by_source] == [len(DONE)] * 3
+    require_failed(flow_run_id, outcome, "brought")
+    if record == "items":
+        assert len(task_runs(flow_run_id)) == 3 + 3 * ITEMS
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_results_of_items_that_led_further(
+    apart: str, strategy: str, batch: Any, record: str
+) -> None:
+    """They are lost with all that came back with them."""
+    flow_run_id, outcome = run(
+        apart, numbered, led_further, strategy=strategy, batch=batch, record=record
+    )
+    assert outcome.failures
+    assert all("in the flow's process" in failure.message for failure in outcome.failures)
+    require_failed(flow_run_id, outcome, "led_further")
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_what_is_collected(apart: str, strategy: str, batch: Any, record: str) -> None:
+    flow_run_id, outcome = run(
+        apart,
+        numbered,
+        brought_whole,
+        strategy=strategy,
+        batch=batch,
+        record=record,
+        collect=task(bound_to_its_process),
+    )
+    assert [failure.stage for failure in outcome.failures] == ["bound_to_its_process"] * 3
+    require_failed(flow_run_id, outcome, "bound_to_its_process")
+
+
+def test_where_sources_alone_are_task_runs(apart: str) -> None:
+    flow_run_id, outcome = run(apart, numbered, brought, record="sources")
+    assert len(outcome.failures) == 3 * len(LOST)
+    assert {one.name.partition("[")[0] for one in task_runs(flow_run_id)} == {"numbered"}
