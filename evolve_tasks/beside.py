@@ -20,6 +20,7 @@ from evolve_tasks.report import Story
 from evolve_tasks.resuming import Resuming
 from evolve_tasks.stages import Stage
 from evolve_tasks.telling import tell_beside
+from evolve_tasks.unreadable import RULE
 from evolve_tasks.workers.calls import (
     CollectCall,
     Collected,
@@ -31,6 +32,7 @@ from evolve_tasks.workers.calls import (
     SourceCall,
     collect_run_id,
 )
+from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.transport import Packed
 
 
@@ -56,6 +58,7 @@ class Beside:
     _asked: dict[int, Ended | Combination] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=count)
     _sources: int = 0  # that have ended
+    _reduced: list[Any] | None = None  # what all of it comes to, if anything
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -145,9 +148,28 @@ class Beside:
         # The core may be further than we are: all sources have to have been heard of here.
         if self.core.only_extras and self._sources == self.core.sources:
             self.reducing.over()
+            self._read()
         for combination in self.reducing.wanted():
             actions += self._ask(combination)
         return actions
+
+    def _read(self) -> None:
+        """Unpack what all of it comes to, once there is that."""
+        reducing = self.reducing
+        if reducing is None or reducing.value is None or self._reduced is not None:
+            return
+        try:
+            self._reduced = reducing.value.value()
+        except Exception as error:
+            said = TypeError(
+                "what all results come to cannot be unpickled in the flow's process "
+                f"({type(error).__name__}: {error}); {RULE}"
+            )
+            reducing.failure = failure_from(
+                said, stage=reducing.stage.name, index=(0,), item="what was combined"
+            )
+            tell_beside(self.story, None, reducing.failure, None)
+            self.core.failed_beside()
 
     def call(self, action: Extra) -> CollectCall | CombineCall | Lost:
         """What to send for an `Extra`; `Lost` if it cannot travel."""
@@ -254,10 +276,9 @@ class Beside:
     def reduced(self) -> Any:
         """What all results come to; `None` if there are none, or they were not all combined."""
         reducing = self.reducing
-        if reducing is None or reducing.failure is not None or reducing.value is None:
+        if reducing is None or reducing.failure is not None:
             return None
-        part = reducing.value.value()
-        return part[0] if part else None
+        return self._reduced[0] if self._reduced else None
 
     def failures(self) -> list[Failure]:
         """Why results could not be combined."""

@@ -86,7 +86,7 @@ class Losses:
 
     def portions(self, action: Expand | Process, lost: Lost) -> list[Portion]:
         """Failures of a unit that Dask gave up, or that took down all the workers that it may."""
-        stage = self.stages[action.stage]
+        stage, (_, recording) = self.stages[action.stage], self.under_way.units[action.unit]
         if isinstance(action, Process):
             call = self.under_way.parent(action)
             source = self.under_way.source(call)
@@ -100,7 +100,7 @@ class Losses:
             ]
             upstream = self.under_way.parent_run(action)
             for failure in failures:
-                run_id = self.item_given_up(stage, call, failure, upstream)
+                run_id = self.item_given_up(stage, call, failure, upstream, told=recording.each)
                 tell_lost(self.story, call, failure, run_id)
             return [
                 Portion(
@@ -120,11 +120,29 @@ class Losses:
             failure = replace(failure_of(lost, stage.name, call.index, given), source=source)
             if call.inner:
                 failure = replace(failure, item=f"item {call.label}")
-            above = self.under_way.parent_run(action)
-            run_id = self.give_up(stage, call.run_id, call.label, above, failure)
+            run_id = self.call_given_up(action, call, failure)
             tell_lost(self.story, call, failure, run_id)
             portions.append(Portion(call.position, source, 0, 0, [], [failure], inner=call.inner))
         return portions
+
+    def call_given_up(
+        self, action: Expand | Process, call: SourceCall, failure: Failure
+    ) -> UUID | None:
+        """Have the API know at the end that there is nothing of a source, or of an inner item.
+
+        Args:
+            action: the unit that it was in.
+            call: what stands for it.
+            failure: what became of it.
+
+        Returns:
+            The id of its task run; `None` if it has none.
+        """
+        if call.inner and self.ledger.mode == "sources":
+            return None
+        _, recording = self.under_way.units[action.unit]
+        stage, above = self.stages[action.stage], self.under_way.parent_run(action)
+        return self.give_up(stage, call.run_id, call.label, above, failure, told=recording.each)
 
     def item_given_up(
         self,
@@ -133,9 +151,9 @@ class Losses:
         failure: Failure,
         upstream: UUID | None,
         *,
-        told: bool = True,
+        told: bool,
     ) -> UUID | None:
-        """The same of an item of the last stage, which has a task run only where it is to have one.
+        """The same of an item that was to be worked on.
 
         Args:
             stage: its stage.
@@ -143,6 +161,9 @@ class Losses:
             failure: what became of it.
             upstream: the task run that gave it.
             told: the API may have heard of another end of it.
+
+        Returns:
+            The id of its task run; `None` if it has none.
         """
         if self.ledger.mode == "sources":
             return None
@@ -158,9 +179,9 @@ class Losses:
         upstream: UUID | None,
         failure: Failure,
         *,
-        told: bool = True,
+        told: bool,
     ) -> UUID | None:
-        """Have the API know, at the end of the run, that there is no result of something.
+        """The same of anything that was to be done.
 
         Args:
             stage: its stage.

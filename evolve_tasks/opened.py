@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -45,6 +45,9 @@ from evolve_tasks.workers.task_runs import task_runs_are_of
 
 # How long the API is given to record what workers said that have died since; without progress.
 DEAD_S = 8.0
+
+# Events that are sent together: a server with 10,000 of them waiting loses some.
+TOLD_AT_ONCE = 1_000
 
 # Vanished sources that a log line names.
 SHOWN = 5
@@ -156,19 +159,21 @@ class Opened:
             self.shown.ended(self._ended)
             self._tell_events(self._ended)
             self.gone = self.vanished()
-            recorded = [one.run_id for one in run.recorded]
-            given_up = run.losses.given_up
-            self._record([one for one in given_up if not one.told])
+            crashed = [one for one in run.losses.given_up if one.crashed]
+            unread = {one.run_id: one for one in run.losses.given_up if not one.crashed}
+            unheard = {run_id for run_id, one in unread.items() if not one.told}
+            recorded = [one.run_id for one in run.recorded if one.run_id not in unheard]
             if run.deaths and not run.unseen:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
                 with self._api_may_be_away():
                     tell_for_the_dead(run.recorded, set(missing), run.all_stages, self._logger)
-            recorded += self._record([one for one in given_up if one.crashed])
+            recorded += self._record(crashed)
             if run.unseen:
                 unrecorded = len(recorded)  # they went with their flow run
             else:
                 unrecorded = wait_until_recorded(recorded, self._logger)
-                unrecorded += self._overrule([one for one in given_up if one.told])
+                unrecorded += self._tell_unread([*unread.values()], set(recorded))
+                recorded = [*{*recorded, *unread}]
             if run.deaths and not run.unseen and not run.left:
                 # Asked when the others are known: events come to the API one after another.
                 ended = []
@@ -181,7 +186,7 @@ class Opened:
             self.shown.told(
                 vanished=self.gone,
                 recording={
-                    "task_runs": len(set(recorded)),
+                    "task_runs": len(recorded),
                     "unrecorded": unrecorded,
                     "degraded": run.ledger.degraded,
                     "unseen_batches": run.ledger.unseen_units,
@@ -195,14 +200,26 @@ class Opened:
             recorded += record_given_up(given_up)
         return recorded
 
-    def _overrule(self, given_up: Sequence[GivenUp]) -> int:
-        """Say what failed on its way here, where workers told that it was done; how many are open.
+    def _tell_unread(self, unread: Sequence[GivenUp], recorded: Collection[UUID]) -> int:
+        """Tell the API what failed on its way, also where a worker told that it was done.
 
-        They told so earlier, and it may be recorded later: what is recorded last would stand.
+        Args:
+            unread: what failed.
+            recorded: ids of task runs whose end, as workers told it, has been waited for.
+
+        Returns:
+            Of how many the API does not know it.
         """
-        unread = [one for one in given_up if not one.crashed]
-        unrecorded_after([one.run_id for one in unread], self._logger, SETTLED_S)
-        return wait_until_recorded(self._record(unread), self._logger, ends=FAILED)
+        # The API has to know when they ran: it keeps what it hears last of that, too.
+        heard = [one.run_id for one in unread if one.told and one.run_id not in recorded]
+        unrecorded_after(heard, self._logger, SETTLED_S)
+        open_ones = 0
+        for start in range(0, len(unread), TOLD_AT_ONCE):
+            some = unread[start : start + TOLD_AT_ONCE]
+            told = self._record(some)
+            open_ones += len(some) - len(told)
+            open_ones += wait_until_recorded(told, self._logger, ends=FAILED)
+        return open_ones
 
     @contextmanager
     def _api_may_be_away(self) -> Iterator[None]:

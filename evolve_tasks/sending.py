@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from evolve_tasks.answers import Answer
+from evolve_tasks.answers import Answer, Lost, failure_of
 from evolve_tasks.beside import Beside
 from evolve_tasks.core.actions import Expand, Process
 from evolve_tasks.core.evolution import Evolution
@@ -104,6 +104,8 @@ class Sending:
 
     def completed(self, unit: int, answer: Answer) -> Answer:
         """The answer to an `Expand`, with those sources of it that could not be sent."""
+        if isinstance(answer, Lost) and not answer.crashed:
+            answer = self._lost_apart(unit, answer)
         if unit in self._refused and not isinstance(answer, Chunk):
             refused = self._refused.pop(unit)
             measure = answer.measure if isinstance(answer, NestedResult) else answer
@@ -111,6 +113,22 @@ class Sending:
                 for offset, failure in refused.items():
                     measure.ends[offset] = SourceEnd(failure=failure)
         return answer
+
+    def _lost_apart(self, unit: int, lost: Lost) -> Lost | Measure:
+        """What was lost, without those sources for which nobody was asked."""
+        action, _ = self.under_way.units[unit]
+        calls = self.under_way.calls.get(unit, ())
+        apart = unit in self._refused or any(call.known for call in calls)
+        if not isinstance(action, Expand) or not apart:
+            return lost
+        self.ledger.give_back(unit)
+        stage = self.stages[action.stage].name
+        ends = []
+        for call in calls:
+            source = self.under_way.source(call)
+            failure = None if call.known else failure_of(lost, stage, call.index, source)
+            ends.append(SourceEnd(failure=failure))
+        return Measure(ends, NOTHING, 0.0, 0.0, False, Span())
 
     def _packed(
         self, stage: int, calls: Sequence[SourceCall], sources: Sequence[Any]

@@ -128,9 +128,14 @@ class Taking:
                 call, above = self.under_way.parent(action), self.under_way.parent_run(action)
                 self._set_batch_apart(action.stage, call, above, action.start, action.stop, answer)
         elif isinstance(answer, Measure):
+            calls = self.under_way.calls[action.unit]
+            for call, end in zip(calls, answer.ends, strict=True):
+                if end.failure is not None and not end.has_run:
+                    run_id = self.losses.call_given_up(action, call, end.failure)
+                    end.has_run = run_id is not None
             if not isinstance(answer.values, Salvaged):
                 return
-            calls, values = self.under_way.calls[action.unit], answer.values.value()
+            values = answer.values.value()
             for place, (call, end) in enumerate(zip(calls, answer.ends, strict=True)):
                 above = self.under_way.run_of(action.unit, call)
                 positions = range(end.ended - end.not_run)
@@ -158,6 +163,24 @@ class Taking:
         if isinstance(batch.values, Salvaged):
             positions, values = range(start, stop - batch.not_run), batch.values.value()
             batch.values = Unpacked(self._readable(stage, call, above, positions, values, batch))
+        told = set(batch.recorded)
+        for failure in batch.failures:  # a nested unit may have lost it
+            if failure.index[-1] not in told:
+                self._give_up(stage, call, above, failure, batch, told=True)
+
+    def _give_up(
+        self,
+        number: int,
+        call: SourceCall,
+        above: UUID | None,
+        failure: Failure,
+        part: BatchResult | SourceEnd,
+        *,
+        told: bool,
+    ) -> None:
+        run_id = self.losses.item_given_up(self.stages[number], call, failure, above, told=told)
+        if run_id is not None and failure.index[-1] not in part.recorded:
+            part.recorded.append(failure.index[-1])
 
     def _readable(
         self,
@@ -169,14 +192,12 @@ class Taking:
         part: BatchResult | SourceEnd,
     ) -> list[Any]:
         """The results that are left; the others are failures, and their task runs say so."""
-        stage = self.stages[number]
-        left, unread = set_apart(stage.name, call, positions, values, part.failures)
+        name = self.stages[number].name
+        left, unread = set_apart(name, call, positions, values, part.failures)
         completed = set(part.recorded)
         for failure in unread:
             told = failure.index[-1] in completed
-            run_id = self.losses.item_given_up(stage, call, failure, above, told=told)
-            if run_id is not None and not told:
-                part.recorded.append(failure.index[-1])
+            self._give_up(number, call, above, failure, part, told=told)
         return left
 
     def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
@@ -187,7 +208,8 @@ class Taking:
                 return []  # it runs again
             lost = failure_of(answer, self.beside.name_of(action), self.beside.index_of(action), "")
             if (run := self.beside.run_of(action, recording)) is not None:
-                run_id = self.losses.give_up(*run, lost)
+                told = recording.each or recording.unit is not None
+                run_id = self.losses.give_up(*run, lost, told=told)
         portions, recorded = self.beside.answered(action, recording, answer, lost, run_id)
         self.recorded += recorded
         return portions

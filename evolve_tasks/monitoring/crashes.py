@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -249,6 +250,8 @@ def _open(flow_run_id: UUID) -> list[TaskRun]:
 def _end(task_run: TaskRun, state: State[Any]) -> None:
     before = task_run.state
     assert before is not None, "every task run has a state"
+    # What the API keeps is the latest state, and a worker's clock may be ahead of ours.
+    state.timestamp = max(state.timestamp, before.timestamp + timedelta(microseconds=1))
     if task_run.start_time is None and not state.is_crashed():
         task_run.start_time = cast(Any, state.timestamp)
     enter_state(task_run, before, state)

@@ -611,5 +611,5 @@ class GivenUp:
     name: str
     upstream: UUID | None
     message: str
-    crashed: bool = True
-    told: bool = True
+    crashed: bool
+    told: bool

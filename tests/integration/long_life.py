@@ -58,8 +58,8 @@ RESIDENT_MB = 4.0
 
 DASKS_OWN = {"pooled", "clients_topics"}
 
-# Python's own allocator gives a megabyte back when nothing of it is used: what is left of a peak looks
-# like growth. Without it each free page is given back.
+# Python's own allocator gives a megabyte back when nothing of it is used: what is left of a peak
+# looks like growth. Without it each free page is given back.
 FREE_IS_GIVEN_BACK = {"PYTHONMALLOC": "malloc"}
 
 # Dask's settings for what it notes: lines of its log, samples of its monitor, transitions,

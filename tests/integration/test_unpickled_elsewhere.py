@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from distributed import Client, LocalCluster
 from prefect import flow, task
 from prefect.runtime import flow_run
+from prefect.states import Completed
+from prefect.utilities.engine import emit_task_run_state_change_event
 
-from evolve_tasks import EvolveTaskRunner, More, Outcome, evolve
+from evolve_tasks import EvolveFailed, EvolveTaskRunner, More, Outcome, evolve
+from evolve_tasks.monitoring.crashes import record_given_up
+from evolve_tasks.monitoring.recording import FAILED, wait_until_recorded
+from evolve_tasks.workers.calls import GivenUp
+from evolve_tasks.workers.task_runs import enter_state, new_task_run
 from tests.integration.api import task_runs
 from tests.integration.dask_processes import DaskProcess
 
@@ -89,11 +99,25 @@ def led_further(item: int) -> Any:
     return More(brought(item), [ITEMS], stage=1) if item == LOST[-1] else brought(item)
 
 
+def two_of(source: str) -> list[int]:
+    return [int(source.split()[-1])] * 2
+
+
+def lost_if_odd(number: int) -> Any:
+    return More(AtHome(), [0], stage=1) if number % 2 else 0
+
+
 def bound_to_its_process(source: str, results: list[Any]) -> AtHome:
     return AtHome()
 
 
-def require_failed(flow_run_id: UUID, outcome: Outcome, stage: str) -> None:
+def at_home_in_the_end(one: Any, other: Any) -> AtHome:
+    return AtHome()
+
+
+def require_failed(
+    flow_run_id: UUID, outcome: Outcome, stage: str, why: str = "is elsewhere"
+) -> None:
     """Each failure is a Failed task run that says why, and the report leads there."""
     runs = task_runs(flow_run_id)
     assert all(one.state is not None and one.state.is_final() for one in runs)
@@ -102,7 +126,7 @@ def require_failed(flow_run_id: UUID, outcome: Outcome, stage: str) -> None:
     for one in failed.values():
         assert one.name.startswith(f"{stage}[")
         assert one.state is not None
-        assert "is elsewhere" in (one.state.message or "")
+        assert why in (one.state.message or "")
         assert one.start_time is not None
         assert one.end_time is not None
     shown = [example for group in outcome.report["failure_groups"] for example in group["examples"]]
@@ -128,14 +152,17 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def run(address: str, *stages: Callable[..., Any], **options: Any) -> tuple[UUID, Outcome]:
     """Read on one worker, work on the other; failures are no error."""
     first, *others = [stage.__name__ for stage in stages]
-    resources = {first: {"READS": 1}, **{name: {"WORKS": 1} for name in others}}
+    given = {
+        "sources": SOURCES,
+        "resources": {first: {"READS": 1}, **{name: {"WORKS": 1} for name in others}},
+        "on_failure": "ignore",
+    }
+    given |= options
     ended: list[tuple[UUID, Outcome]] = []
 
     @flow(task_runner=EvolveTaskRunner(address=address))
     def around() -> None:
-        outcome = evolve(
-            SOURCES, *map(task, stages), resources=resources, on_failure="ignore", **options
-        )
+        outcome = evolve(given.pop("sources"), *map(task, stages), **given)
         ended.append((UUID(flow_run.id), outcome))
 
     around()
@@ -203,7 +230,14 @@ def test_items_that_lead_further(apart: str, strategy: str, batch: Any, record: 
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
 def test_results(apart: str, strategy: str, batch: Any, record: str) -> None:
     flow_run_id, outcome = run(
-        apart, numbered, brought, strategy=strategy, batch=batch, record=record
+        apart,
+        numbered,
+        brought,
+        strategy=strategy,
+        batch=batch,
+        record=record,
+        # A nested unit has its items worked on itself only where any worker may do it.
+        resources=None,
     )
     assert outcome.results == DONE * 3
     assert [failure.index[-1] for failure in outcome.failures] == LOST * 3
@@ -242,6 +276,74 @@ def test_what_is_collected(apart: str, strategy: str, batch: Any, record: str) -
     )
     assert [failure.stage for failure in outcome.failures] == ["bound_to_its_process"] * 3
     require_failed(flow_run_id, outcome, "bound_to_its_process")
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_what_all_results_come_to(apart: str, strategy: str, batch: Any, record: str) -> None:
+    options: dict[str, Any] = {"strategy": strategy, "batch": batch, "record": record}
+    _, outcome = run(apart, numbered, brought_whole, reduce=task(at_home_in_the_end), **options)
+    assert outcome.reduced is None
+    assert [failure.stage for failure in outcome.failures] == ["at_home_in_the_end"]
+    assert "is elsewhere" in outcome.failures[0].message
+    with pytest.raises(EvolveFailed, match="is elsewhere"):
+        run(
+            apart,
+            numbered,
+            brought_whole,
+            reduce=task(at_home_in_the_end),
+            on_failure="finish",
+            **options,
+        )
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_sources_that_cannot_be_sent(apart: str, strategy: str, batch: Any, record: str) -> None:
+    flow_run_id, outcome = run(
+        apart,
+        numbered,
+        brought_whole,
+        sources=["plain", threading.Lock(), "heavy"],
+        strategy=strategy,
+        batch=batch,
+        record=record,
+    )
+    assert outcome.results == [*range(ITEMS)] * 2
+    require_failed(flow_run_id, outcome, "numbered", "cannot be pickled")
+
+
+def test_sources_that_a_journal_has(apart: str, tmp_path: Path) -> None:
+    """They are not lost with others of their unit, whose results came back and were lost."""
+    options: dict[str, Any] = {"journal": f"known-{tmp_path.name}", "resources": None}
+    names = [f"source {number}" for number in range(60)]
+    _, outcome = run(apart, two_of, lost_if_odd, sources=names[::2], **options)
+    assert len(outcome.results) == 60
+    _, outcome = run(apart, two_of, lost_if_odd, sources=names, **options)
+    assert outcome.counts.resumed == 60
+    assert {failure.index[0] % 2 for failure in outcome.failures} == {1}
+    assert [results for _, results in outcome.by_source[::2]] == [[0, 0]] * 30
+
+
+def test_a_worker_whose_clock_is_ahead(prefect_api: None) -> None:
+    """The API keeps the state with the latest time, whichever it hears last."""
+
+    @flow
+    def around() -> UUID:
+        run_id = uuid4()
+        task_run = new_task_run(task(brought), run_id=run_id, name="brought[ahead]")
+        before, ended = task_run.state, Completed()
+        assert before is not None
+        ended.timestamp += timedelta(minutes=1)
+        enter_state(task_run, before, ended)
+        emit_task_run_state_change_event(task_run, initial_state=before, validated_state=ended)
+        assert wait_until_recorded([run_id], logging.getLogger()) == 0
+        unread = GivenUp(task(brought), run_id, "unused", None, "is elsewhere", False, True)
+        assert record_given_up([unread]) == [run_id]
+        assert wait_until_recorded([run_id], logging.getLogger(), 20, ends=FAILED) == 0
+        return UUID(flow_run.id)
+
+    (one,) = task_runs(around())
+    assert one.name == "brought[ahead]"
+    assert one.state_name == "Failed"
 
 
 def test_where_sources_alone_are_task_runs(apart: str) -> None:
