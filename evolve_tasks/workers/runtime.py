@@ -213,7 +213,7 @@ class Runtime:
                     end.size = len(items)
                     if end.given + end.size:
                         end.failure = after_some(end.failure, end.given + end.size)
-                    if self._needs_own_run(bound, call.recording):
+                    if self._to_be_told(bound, call.recording, one.ran):
                         upstream = call.recording.upstream
                         label = self._label_of(source, one.item)
                         self._record_failure(
@@ -453,7 +453,7 @@ class Runtime:
         if ran.error is None:
             return Collected(Packed.of(ran.value), None, recorded, span)
         failure = self._failed(bound, source.index, given[0], ran)
-        if self._needs_own_run(bound, call.recording):
+        if self._to_be_told(bound, call.recording, ran):
             upstream = call.recording.upstream
             self._record_failure(bound, call.run_id, source.label, upstream, given, ran)
             recorded = True
@@ -592,15 +592,20 @@ class Runtime:
                 continue
             item = items[position - start]
             failures.append(self._failed(bound, (*source.index, position), item, ran))
-            if self._needs_own_run(bound, recording):
+            if self._to_be_told(bound, recording, ran):
                 run_id = item_run_id(source.run_id, position)
                 label = self._label(source, position, item)
                 self._record_failure(bound, run_id, label, upstream, item, ran)
-                recorded.append(position)
+                if not recording.each:
+                    recorded.append(position)
         return failures, recorded
 
-    def _needs_own_run(self, bound: BoundStage, recording: Recording) -> bool:
-        return bound.task is not None and not recording.each and self.spec.failures_recorded
+    def _to_be_told(self, bound: BoundStage, recording: Recording, ran: Ran) -> bool:
+        """Whether nobody has told the API of a failure that it should hear of."""
+        if bound.task is None:
+            return False
+        # Where it had a task run, that says Completed if its value was refused only afterwards.
+        return ran.ended is None if recording.each else self.spec.failures_recorded
 
     def _record_failure(
         self,

@@ -55,12 +55,15 @@ MB = 1e6
 # A process may keep so much more after some runs than after others, for its buffers; what is
 # more, and more again in the next ten runs, is a leak.
 RESIDENT_MB = 4.0
+# In use is what it is: what was allocated, and not freed.
+USED_MB = 1.0
 
 DASKS_OWN = {"pooled", "clients_topics"}
 
-# Python's own allocator gives a megabyte back when nothing of it is used: what is left of a peak
-# looks like growth. Without it each free page is given back.
-FREE_IS_GIVEN_BACK = {"PYTHONMALLOC": "malloc"}
+# Python's own allocator gives a megabyte back when nothing of it is used, and glibc has a heap for
+# each of some threads: what is left of peaks looks like growth. So each free page is given back,
+# and glibc knows what is in use.
+FREE_IS_GIVEN_BACK = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
 
 # Dask's settings for what it notes: lines of its log, samples of its monitor, transitions,
 # computations, profiles, and events of clients that have left.
@@ -111,6 +114,7 @@ class Held:
         serving_mb: resident, in the process that serves the flow.
         scheduler_mb: in that of the scheduler.
         workers_mb: in those of the workers and their nannies.
+        workers_used_mb: of that, allocated by workers and not freed.
         tasks: that the scheduler knows.
         metadata: entries in its task metadata.
         plugins: of the scheduler, and of workers as it knows them.
@@ -127,6 +131,7 @@ class Held:
     serving_mb: float
     scheduler_mb: float
     workers_mb: float
+    workers_used_mb: float
     tasks: int
     metadata: int
     plugins: int
@@ -140,6 +145,7 @@ class Held:
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
             allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
+            allowed = USED_MB if field.name.endswith("_used_mb") else allowed
             if field.name not in DASKS_OWN and now > then + allowed:
                 told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
         return told
@@ -174,13 +180,18 @@ class Life:
                 "clients_topics": len(topics) - len(ours),
             }
 
-        def on_worker(dask_worker: Any) -> dict[str, int]:
+        def on_worker(dask_worker: Any) -> dict[str, float]:
             dask_worker.digests_total.clear()
-            return {"pooled": _given_back(), "worker_plugins": len(dask_worker.plugins)}
+            return {
+                "pooled": _given_back(),
+                "worker_plugins": len(dask_worker.plugins),
+                "workers_used_mb": _used(),
+            }
 
-        counts = Counter(self._client.run_on_scheduler(on_scheduler))
+        counts: dict[str, Any] = self._client.run_on_scheduler(on_scheduler)
         for more in self._client.run(on_worker).values():
-            counts.update(more)
+            for name, count in more.items():
+                counts[name] = counts.get(name, 0) + count
         connections = [one for process in everybody for one in process.net_connections("inet")]
         mine = {one.laddr for one in psutil.Process().net_connections("inet")}
         # Both ends of those in pools, and those with whoever looks.
@@ -248,6 +259,17 @@ def _given_back() -> int:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     # A server has one, and so have the clients that tasks use there.
     return sum(pool.open for pool in list(ConnectionPool._instances))
+
+
+def _used() -> float:
+    """What this process has allocated and not freed, in megabytes."""
+    # As glibc's `mallinfo2` tells it. Made here: the class could not be sent to a worker.
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    kept = {"_fields_": [(name, ctypes.c_size_t) for name in names.split()]}
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallinfo2.restype = type("Allocated", (ctypes.Structure,), kept)
+    told = libc.mallinfo2()
+    return float(told.uordblks + told.hblkhd) / MB
 
 
 def _resident(processes: list[psutil.Process]) -> float:

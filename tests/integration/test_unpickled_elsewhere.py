@@ -33,6 +33,7 @@ ITEMS = 30
 HEAVY = b"x" * 20_000  # so that parts of the list travel, and not all of it
 DONE = [item for item in range(ITEMS) if item % 3 != 1]
 LOST = [item for item in range(ITEMS) if item % 3 == 1]
+LATE = 1_000
 SOURCES = ["plain", "at home", "heavy"]
 
 
@@ -99,12 +100,28 @@ def led_further(item: int) -> Any:
     return More(brought(item), [ITEMS], stage=1) if item == LOST[-1] else brought(item)
 
 
+class Once:
+    """Something that can be pickled once."""
+
+    gone = False
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self.gone:
+            raise OSError("it went before")
+        self.gone = True
+        return Once, ()
+
+
+def going_once(item: int) -> Any:
+    return Once() if item in LOST else item
+
+
 def two_of(source: str) -> list[int]:
     return [int(source.split()[-1])] * 2
 
 
-def lost_if_odd(number: int) -> Any:
-    return More(AtHome(), [0], stage=1) if number % 2 else 0
+def lost_if_late_and_odd(number: int) -> Any:
+    return More(AtHome(), [0], stage=1) if number > LATE and number % 2 else 0
 
 
 def bound_to_its_process(source: str, results: list[Any]) -> AtHome:
@@ -263,6 +280,16 @@ def test_results_of_items_that_led_further(
     require_failed(flow_run_id, outcome, "led_further")
 
 
+@pytest.mark.parametrize(("strategy", "batch", "record"), [*STRATEGIES, ("nested", 7, "batches")])
+def test_results_that_cannot_leave(apart: str, strategy: str, batch: Any, record: str) -> None:
+    """Each can be pickled when it is tried, and all of them are lost when they are sent."""
+    flow_run_id, outcome = run(
+        apart, numbered, going_once, strategy=strategy, batch=batch, record=record, resources=None
+    )
+    assert outcome.failures
+    require_failed(flow_run_id, outcome, "going_once", "it went before")
+
+
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
 def test_what_is_collected(apart: str, strategy: str, batch: Any, record: str) -> None:
     flow_run_id, outcome = run(
@@ -314,13 +341,17 @@ def test_sources_that_cannot_be_sent(apart: str, strategy: str, batch: Any, reco
 def test_sources_that_a_journal_has(apart: str, tmp_path: Path) -> None:
     """They are not lost with others of their unit, whose results came back and were lost."""
     options: dict[str, Any] = {"journal": f"known-{tmp_path.name}", "resources": None}
-    names = [f"source {number}" for number in range(60)]
-    _, outcome = run(apart, two_of, lost_if_odd, sources=names[::2], **options)
-    assert len(outcome.results) == 60
-    _, outcome = run(apart, two_of, lost_if_odd, sources=names, **options)
-    assert outcome.counts.resumed == 60
-    assert {failure.index[0] % 2 for failure in outcome.failures} == {1}
-    assert [results for _, results in outcome.by_source[::2]] == [[0, 0]] * 30
+    # Short sources go together, and their items with them, once it is known that they are short.
+    options |= {"record": "batches", "strategy": "as_completed"}
+    names = [f"source {number}" for number in range(LATE + 100)]
+    _, outcome = run(apart, two_of, lost_if_late_and_odd, sources=names[::2], **options)
+    assert not outcome.failures
+    _, outcome = run(apart, two_of, lost_if_late_and_odd, sources=names, **options)
+    assert outcome.report["units"]["two_of"]["largest"] > 1
+    assert outcome.counts.resumed == len(names)
+    assert outcome.failures
+    assert all(index % 2 for index, *_ in (failure.index for failure in outcome.failures))
+    assert [results for _, results in outcome.by_source[::2]] == [[0, 0]] * (len(names) // 2)
 
 
 def test_a_worker_whose_clock_is_ahead(prefect_api: None) -> None:
