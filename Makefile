@@ -26,9 +26,10 @@ run: $(READY)
 ui: $(READY)
 	$(BIN)/python -m flows.in_the_ui
 
-# Two files at a time: most tests wait for processes, and share none but with those of their file.
+# Three files at a time, also on two cores: most tests wait for processes, and share none but with
+# those of their file.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Seconds, without a cluster.
 unit: $(READY)

@@ -166,7 +166,7 @@ class Taking:
         told = set(batch.recorded)
         for failure in batch.failures:  # a nested unit may have lost it
             if failure.index[-1] not in told:
-                self._give_up(stage, call, above, failure, batch, told=True)
+                self._give_up(stage, call, above, failure, batch, told=True, listed=False)
 
     def _give_up(
         self,
@@ -177,9 +177,10 @@ class Taking:
         part: BatchResult | SourceEnd,
         *,
         told: bool,
+        listed: bool,
     ) -> None:
         run_id = self.losses.item_given_up(self.stages[number], call, failure, above, told=told)
-        if run_id is not None and failure.index[-1] not in part.recorded:
+        if run_id is not None and not listed:
             part.recorded.append(failure.index[-1])
 
     def _readable(
@@ -197,7 +198,7 @@ class Taking:
         completed = set(part.recorded)
         for failure in unread:
             told = failure.index[-1] in completed
-            self._give_up(number, call, above, failure, part, told=told)
+            self._give_up(number, call, above, failure, part, told=told, listed=told)
         return left
 
     def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
