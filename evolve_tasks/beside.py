@@ -47,6 +47,7 @@ class Beside:
         collecting: what is called with each source that has ended; `None` for nothing.
         reducing: what combines results; `None` for nothing.
         resuming: the journal of the run; `None` if it has none.
+        give_up: has the API know that there is no result of something.
     """
 
     core: Evolution
@@ -55,6 +56,7 @@ class Beside:
     collecting: Collecting | None = None
     reducing: Reducing | None = None
     resuming: Resuming | None = None
+    give_up: Callable[..., UUID | None] = lambda *_, **__: None
     _asked: dict[int, Ended | Combination] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=count)
     _sources: int = 0  # that have ended
@@ -106,7 +108,9 @@ class Beside:
         if parts.failure is not None:
             if self.reducing.failure is None:
                 self.reducing.failure = parts.failure
-                tell_beside(self.story, None, parts.failure, None)
+                label = parts.failure.item
+                run_id = self._not_combined(self.reducing.stage, parts.failure, label)
+                tell_beside(self.story, None, parts.failure, run_id)
                 self.core.failed_beside()
             return
         self.reducing.take(index, parts.blocks)
@@ -168,7 +172,8 @@ class Beside:
             reducing.failure = failure_from(
                 said, stage=reducing.stage.name, index=(0,), item="what was combined"
             )
-            tell_beside(self.story, None, reducing.failure, None)
+            run_id = self._not_combined(reducing.stage, reducing.failure, "all")
+            tell_beside(self.story, None, reducing.failure, run_id)
             self.core.failed_beside()
 
     def call(self, action: Extra) -> CollectCall | CombineCall | Lost:
@@ -205,7 +210,6 @@ class Beside:
         recording: Recording,
         answer: Any,
         lost: Failure | None,
-        lost_run: UUID | None = None,
     ) -> tuple[list[Portion], list[Recorded]]:
         """Take what came of it: a failure is part of the outcome.
 
@@ -214,7 +218,6 @@ class Beside:
             recording: what Prefect saw of it.
             answer: how it has ended.
             lost: why there is no answer.
-            lost_run: the task run that says so.
         """
         asked = self._asked.pop(action.number)
         if isinstance(asked, Ended):
@@ -224,8 +227,18 @@ class Beside:
                 _, value = self.collecting.values[asked.by.of][asked.call.index]
                 self.resuming.note_collected(asked.kept, value)
             failures = [one for portion in portions for one in portion.failures]
-            run_id = recorded[0].run_id if recorded else lost_run
-            self._tell(answer, failures[0] if failures else None, run_id)
+            failure = failures[0] if failures else None
+            run_id = recorded[0].run_id if recorded else None
+            if failure is not None and run_id is None:
+                run_id = self.give_up(
+                    asked.by.stage,
+                    collect_run_id(asked.call),
+                    asked.call.label,
+                    asked.run,
+                    failure,
+                    told=None if recording.each else False,
+                )
+            self._tell(answer, failure, run_id)
             return portions, recorded
         assert self.reducing is not None, "it was asked for"
         failure, recorded = lost, []
@@ -240,7 +253,10 @@ class Beside:
                 self.reducing.combined(asked, answer.parts)
         # Of what cannot be combined the outcome has the first failure; so has the report.
         first = failure if self.reducing.failure is None else None
-        self._tell(answer, first, recorded[0].run_id if recorded else lost_run)
+        run_id = recorded[0].run_id if recorded else None
+        if first is not None and run_id is None:
+            run_id = self._not_combined(self.reducing.stage, first, _label_of(asked), recording)
+        self._tell(answer, first, run_id)
         self.reducing.failure = self.reducing.failure or failure
         return [], recorded
 
@@ -255,16 +271,15 @@ class Beside:
             return asked.by.stage.name
         return "" if self.reducing is None else self.reducing.stage.name
 
-    def run_of(
-        self, action: Extra, recording: Recording
-    ) -> tuple[Stage, UUID, str, UUID | None] | None:
-        """The task run of an `Extra`: its stage, its id, its label, and the one that it needs."""
-        asked = self._asked[action.number]
-        if isinstance(asked, Ended):
-            return asked.by.stage, collect_run_id(asked.call), asked.call.label, asked.run
-        if self.reducing is None or recording.unit is None:
+    def _not_combined(
+        self, stage: Stage, failure: Failure, label: str, recording: Recording | None = None
+    ) -> UUID | None:
+        """The task run that says so; `None` where only sources have one."""
+        if self.ledger.mode == "sources":
             return None
-        return self.reducing.stage, recording.unit, _label_of(asked), None
+        unit = None if recording is None else recording.unit
+        told = False if unit is None else None
+        return self.give_up(stage, unit or uuid4(), label, None, failure, told=told)
 
     def index_of(self, action: Extra) -> Index:
         """Where its failure stands in the outcome."""

@@ -141,10 +141,12 @@ class EvolvingRun:
         self.adapted: str | None = None  # how the strategy has changed on the way, and why
         self._glimpses: dict[int, Glimpse] = {}  # of nested sources, by position of the first
         self.under_way = UnderWay()
-        self.beside = Beside(self.core, self.ledger, story, collecting, reducing, resuming)
+        self.losses = Losses(run, stages, self.ledger, story, self.under_way)
+        self.beside = Beside(
+            self.core, self.ledger, story, collecting, reducing, resuming, self.losses.give_up
+        )
         seen = Seen(len(stages)) if options.unique else None
         self.known = KnownBefore(last, seen, key, resuming, self.under_way, self.beside, logger)
-        self.losses = Losses(run, stages, self.ledger, story, self.under_way)
         takes = options.resources or {}
         self.sending = Sending(
             self.core,

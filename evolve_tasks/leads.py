@@ -12,6 +12,7 @@ from uuid import UUID
 
 from evolve_tasks.core.actions import Found
 from evolve_tasks.workers.calls import SourceCall, item_run_id
+from evolve_tasks.workers.salvaging import Unreadable
 from evolve_tasks.workers.transport import Packed
 
 
@@ -118,8 +119,12 @@ class Lead:
         )
 
     def packed(self, start: int, stop: int) -> Packed:
-        """Some of the items, ready to be sent."""
-        return Packed.of(self.items[start - self.first : stop - self.first])
+        """Some of the items, ready to be sent; `Unreadable` stands for what cannot be."""
+        items = self.items[start - self.first : stop - self.first]
+        try:
+            return Packed.of(items)
+        except Exception:
+            return Packed.of([_sendable(item) for item in items])
 
 
 class Leads:
@@ -152,3 +157,11 @@ def between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int
         if at < start:
             yield at, start
         at = stop
+
+
+def _sendable(item: Any) -> Any:
+    try:
+        Packed.of(item)
+    except Exception as error:
+        return Unreadable(f"{type(error).__name__}: {error}, when the flow sent it on")
+    return item

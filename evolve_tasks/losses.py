@@ -34,6 +34,7 @@ class Losses:
         story: is told of what failed.
         under_way: what has begun.
         given_up: task runs that somebody has to end in the API.
+        units: ids of task runs of whole units that did not come back; workers may have ended them.
     """
 
     run: str
@@ -42,6 +43,7 @@ class Losses:
     story: Story
     under_way: UnderWay
     given_up: list[GivenUp] = field(default_factory=list)
+    units: list[UUID] = field(default_factory=list)
     # By id of the worker: where ports are fixed, the next one has the address of the dead one.
     _marks: dict[str, set[tuple[int, int]] | None] = field(default_factory=dict)
     # Lost, and not at work: by unit that gave it, list, and position.
@@ -87,6 +89,9 @@ class Losses:
     def portions(self, action: Expand | Process, lost: Lost) -> list[Portion]:
         """Failures of a unit that Dask gave up, or that took down all the workers that it may."""
         stage, (_, recording) = self.stages[action.stage], self.under_way.units[action.unit]
+        told = None if recording.each else False
+        if not lost.crashed:
+            self.unit_lost(stage, recording.unit)
         if isinstance(action, Process):
             call = self.under_way.parent(action)
             source = self.under_way.source(call)
@@ -100,7 +105,7 @@ class Losses:
             ]
             upstream = self.under_way.parent_run(action)
             for failure in failures:
-                run_id = self.item_given_up(stage, call, failure, upstream, told=recording.each)
+                run_id = self.item_given_up(stage, call, failure, upstream, told=told)
                 tell_lost(self.story, call, failure, run_id)
             return [
                 Portion(
@@ -120,13 +125,23 @@ class Losses:
             failure = replace(failure_of(lost, stage.name, call.index, given), source=source)
             if call.inner:
                 failure = replace(failure, item=f"item {call.label}")
-            run_id = self.call_given_up(action, call, failure)
+            run_id = self.call_given_up(action, call, failure, told=told)
             tell_lost(self.story, call, failure, run_id)
             portions.append(Portion(call.position, source, 0, 0, [], [failure], inner=call.inner))
         return portions
 
+    def unit_lost(self, stage: Stage, run_id: UUID | None) -> None:
+        """Note that a unit did not come back, which was a task run as a whole if it has an id."""
+        if run_id is not None and stage.task is not None:
+            self.units.append(run_id)
+
     def call_given_up(
-        self, action: Expand | Process, call: SourceCall, failure: Failure
+        self,
+        action: Expand | Process,
+        call: SourceCall,
+        failure: Failure,
+        *,
+        told: bool | None,
     ) -> UUID | None:
         """Have the API know at the end that there is nothing of a source, or of an inner item.
 
@@ -134,15 +149,15 @@ class Losses:
             action: the unit that it was in.
             call: what stands for it.
             failure: what became of it.
+            told: whether the API has heard of another end of it; `None` if nobody knows.
 
         Returns:
             The id of its task run; `None` if it has none.
         """
         if call.inner and self.ledger.mode == "sources":
             return None
-        _, recording = self.under_way.units[action.unit]
         stage, above = self.stages[action.stage], self.under_way.parent_run(action)
-        return self.give_up(stage, call.run_id, call.label, above, failure, told=recording.each)
+        return self.give_up(stage, call.run_id, call.label, above, failure, told=told)
 
     def item_given_up(
         self,
@@ -151,7 +166,7 @@ class Losses:
         failure: Failure,
         upstream: UUID | None,
         *,
-        told: bool,
+        told: bool | None,
     ) -> UUID | None:
         """The same of an item that was to be worked on.
 
@@ -160,7 +175,7 @@ class Losses:
             call: the list that it is in.
             failure: what became of it.
             upstream: the task run that gave it.
-            told: the API may have heard of another end of it.
+            told: whether the API has heard of another end of it; `None` if nobody knows.
 
         Returns:
             The id of its task run; `None` if it has none.
@@ -179,7 +194,7 @@ class Losses:
         upstream: UUID | None,
         failure: Failure,
         *,
-        told: bool,
+        told: bool | None,
     ) -> UUID | None:
         """The same of anything that was to be done.
 
@@ -189,7 +204,7 @@ class Losses:
             label: what the name of that has in brackets.
             upstream: the task run that gave it.
             failure: what became of it.
-            told: the API may have heard of another end of it.
+            told: whether the API has heard of another end of it; `None` if nobody knows.
 
         Returns:
             The id of its task run; `None` if it has none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -162,6 +162,7 @@ class Opened:
             crashed = [one for one in run.losses.given_up if one.crashed]
             unread = {one.run_id: one for one in run.losses.given_up if not one.crashed}
             unheard = {run_id for run_id, one in unread.items() if not one.told}
+            # Of these nobody may ever have told.
             recorded = [one.run_id for one in run.recorded if one.run_id not in unheard]
             if run.deaths and not run.unseen:
                 missing = unrecorded_after(recorded, self._logger, DEAD_S)
@@ -172,8 +173,9 @@ class Opened:
                 unrecorded = len(recorded)  # they went with their flow run
             else:
                 unrecorded = wait_until_recorded(recorded, self._logger)
-                unrecorded += self._tell_unread([*unread.values()], set(recorded))
-                recorded = [*{*recorded, *unread}]
+                ended = self._perhaps_ended([one for one in unread.values() if one.told is None])
+                unrecorded += self._tell_unread([*unread.values()])
+                recorded = [*{*recorded, *ended, *unread}]
             if run.deaths and not run.unseen and not run.left:
                 # Asked when the others are known: events come to the API one after another.
                 ended = []
@@ -200,26 +202,31 @@ class Opened:
             recorded += record_given_up(given_up)
         return recorded
 
-    def _tell_unread(self, unread: Sequence[GivenUp], recorded: Collection[UUID]) -> int:
-        """Tell the API what failed on its way, also where a worker told that it was done.
+    def _perhaps_ended(self, unread: Sequence[GivenUp]) -> list[UUID]:
+        """Wait for ends that workers may have told of what did not come back; those of units.
 
         Args:
-            unread: what failed.
-            recorded: ids of task runs whose end, as workers told it, has been waited for.
+            unread: what failed on its way. The API has to know before when it ran.
+        """
+        units = self.run.losses.units
+        told = [*units, *(one.run_id for one in unread)]
+        missing = set(unrecorded_after(told, self._logger, SETTLED_S))
+        return [run_id for run_id in units if run_id not in missing]
+
+    def _tell_unread(self, unread: Sequence[GivenUp]) -> int:
+        """Tell the API what failed on its way, also where a worker told that it was done.
 
         Returns:
             Of how many the API does not know it.
         """
-        # The API has to know when they ran: it keeps what it hears last of that, too.
-        heard = [one.run_id for one in unread if one.told and one.run_id not in recorded]
-        unrecorded_after(heard, self._logger, SETTLED_S)
-        open_ones = 0
         for start in range(0, len(unread), TOLD_AT_ONCE):
             some = unread[start : start + TOLD_AT_ONCE]
             told = self._record(some)
-            open_ones += len(some) - len(told)
-            open_ones += wait_until_recorded(told, self._logger, ends=FAILED)
-        return open_ones
+            missing = len(some) - len(told)
+            missing += wait_until_recorded(told, self._logger, ends=FAILED)
+            if missing:  # it would be the same with the others
+                return missing + len(unread) - start - len(some)
+        return 0
 
     @contextmanager
     def _api_may_be_away(self) -> Iterator[None]:

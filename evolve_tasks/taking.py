@@ -131,7 +131,7 @@ class Taking:
             calls = self.under_way.calls[action.unit]
             for call, end in zip(calls, answer.ends, strict=True):
                 if end.failure is not None and not end.has_run:
-                    run_id = self.losses.call_given_up(action, call, end.failure)
+                    run_id = self.losses.call_given_up(action, call, end.failure, told=False)
                     end.has_run = run_id is not None
             if not isinstance(answer.values, Salvaged):
                 return
@@ -150,6 +150,8 @@ class Taking:
                 self._set_batch_apart(
                     action.stage + 1, call, above, batch.start, batch.stop, batch.result
                 )
+                if not batch.result.unit_recorded:
+                    self.losses.unit_lost(self.stages[action.stage + 1], batch.run_id)
 
     def _set_batch_apart(
         self,
@@ -163,10 +165,10 @@ class Taking:
         if isinstance(batch.values, Salvaged):
             positions, values = range(start, stop - batch.not_run), batch.values.value()
             batch.values = Unpacked(self._readable(stage, call, above, positions, values, batch))
-        told = set(batch.recorded)
+        recorded = set(batch.recorded)
         for failure in batch.failures:  # a nested unit may have lost it
-            if failure.index[-1] not in told:
-                self._give_up(stage, call, above, failure, batch, told=True, listed=False)
+            if failure.index[-1] not in recorded:
+                self._give_up(stage, call, above, failure, batch, told=None)
 
     def _give_up(
         self,
@@ -176,11 +178,10 @@ class Taking:
         failure: Failure,
         part: BatchResult | SourceEnd,
         *,
-        told: bool,
-        listed: bool,
+        told: bool | None,
     ) -> None:
         run_id = self.losses.item_given_up(self.stages[number], call, failure, above, told=told)
-        if run_id is not None and not listed:
+        if run_id is not None and not told:
             part.recorded.append(failure.index[-1])
 
     def _readable(
@@ -198,20 +199,17 @@ class Taking:
         completed = set(part.recorded)
         for failure in unread:
             told = failure.index[-1] in completed
-            self._give_up(number, call, above, failure, part, told=told, listed=told)
+            self._give_up(number, call, above, failure, part, told=told)
         return left
 
     def _extra_portions(self, action: Extra, recording: Recording, answer: Answer) -> list[Portion]:
         """What came of something beside the stages."""
-        lost = run_id = None
+        lost = None
         if isinstance(answer, Lost):
             if answer.crashed and not self.core.gives_up(action.unit):
                 return []  # it runs again
             lost = failure_of(answer, self.beside.name_of(action), self.beside.index_of(action), "")
-            if (run := self.beside.run_of(action, recording)) is not None:
-                told = recording.each or recording.unit is not None
-                run_id = self.losses.give_up(*run, lost, told=told)
-        portions, recorded = self.beside.answered(action, recording, answer, lost, run_id)
+        portions, recorded = self.beside.answered(action, recording, answer, lost)
         self.recorded += recorded
         return portions
 

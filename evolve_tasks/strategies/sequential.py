@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect.context import SyncClientContext
 
-from evolve_tasks.answers import PULLED, Answer
+from evolve_tasks.answers import PULLED, Answer, Lost
 from evolve_tasks.core.actions import Expand, Extra, Process
 from evolve_tasks.core.assembly import Portion
 from evolve_tasks.core.batching import TARGET_S
@@ -142,7 +142,14 @@ class _InTurn:
         first = next((one for one in self._due if one[0] != PULLED), self._due[0])
         self._due.remove(first)
         unit, answer = first
-        return [(unit, answer())]
+        try:
+            return [(unit, answer())]
+        except SIGNALS:
+            raise
+        except Exception as error:
+            if unit == PULLED:
+                raise
+            return [(unit, Lost(error))]  # what came of it cannot be handed over
 
     def stop(self) -> None:
         """Nothing to tell: the runtime asks the core before each item."""

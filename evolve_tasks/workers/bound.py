@@ -55,6 +55,7 @@ class Ran:
         attempts: how often it was tried.
         began: when, in seconds since the epoch.
         ended: when it had failed for good; `None` if it did not, or only what it gave is refused.
+        refused: what it gave is refused, and the API has been told that it is done.
     """
 
     value: Any = None
@@ -62,6 +63,7 @@ class Ran:
     attempts: int = 1
     began: float = 0.0
     ended: float | None = None
+    refused: bool = False
 
 
 class BoundStage:
@@ -187,7 +189,10 @@ class BoundStage:
                 begun = task_run.run_count > 0 or (task_run.state and task_run.state.is_final())
                 if recorded and not begun:
                     tell_unbegun(task_run, error)
-                return Ran(self._before(here), error=error, attempts=task_run.run_count)
+                # As where it returned a state of its own making.
+                refused = task_run.state is not None and task_run.state.is_completed()
+                before, attempts = self._before(here), task_run.run_count
+                return Ran(before, error=error, attempts=attempts, refused=refused)
         return Ran(value=value, attempts=task_run.run_count)
 
 
@@ -265,7 +270,7 @@ class UnitContext:
         began = time.time()
         ran = self._run(item, run_id, name)
         ran.began = began
-        if ran.error is not None:
+        if ran.error is not None and not ran.refused:
             ran.ended = time.time()
         return ran
 

@@ -603,7 +603,7 @@ class GivenUp:
         message: why it was given up.
         crashed: it took down all the workers that it may. Or else it failed: it, or its result,
             could not be brought where it was wanted.
-        told: the API may have heard of another end from a worker.
+        told: whether the API has heard of another end from a worker; `None` if nobody knows.
     """
 
     task: Task[..., Any]
@@ -612,4 +612,4 @@ class GivenUp:
     upstream: UUID | None
     message: str
     crashed: bool
-    told: bool
+    told: bool | None

@@ -100,6 +100,25 @@ def led_further(item: int) -> Any:
     return More(brought(item), [ITEMS], stage=1) if item == LOST[-1] else brought(item)
 
 
+def locked() -> Any:
+    return threading.Lock()
+
+
+class Locked:
+    """Something that can be pickled, and what comes of that cannot be."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return locked, ()
+
+
+def led_to_locks(item: Any) -> Any:
+    return More(item, [Locked(), 7], stage=1) if item == 0 else item
+
+
+def completed_with_a_lock(item: int) -> Any:
+    return Completed(data=threading.Lock() if item in LOST else item)
+
+
 class Once:
     """Something that can be pickled once."""
 
@@ -146,6 +165,9 @@ def require_failed(
         assert why in (one.state.message or "")
         assert one.start_time is not None
         assert one.end_time is not None
+    recording = outcome.report["recording"]
+    assert recording["unrecorded"] == 0
+    assert recording["task_runs"] == len(runs)
     shown = [example for group in outcome.report["failure_groups"] for example in group["examples"]]
     assert shown
     assert all(example["task_run"] in failed for example in shown)
@@ -280,7 +302,10 @@ def test_results_of_items_that_led_further(
     require_failed(flow_run_id, outcome, "led_further")
 
 
-@pytest.mark.parametrize(("strategy", "batch", "record"), [*STRATEGIES, ("nested", 7, "batches")])
+@pytest.mark.parametrize(
+    ("strategy", "batch", "record"),
+    [*STRATEGIES, ("nested", 7, "batches"), ("sequential", "auto", "batches")],
+)
 def test_results_that_cannot_leave(apart: str, strategy: str, batch: Any, record: str) -> None:
     """Each can be pickled when it is tried, and all of them are lost when they are sent."""
     flow_run_id, outcome = run(
@@ -288,6 +313,33 @@ def test_results_that_cannot_leave(apart: str, strategy: str, batch: Any, record
     )
     assert outcome.failures
     require_failed(flow_run_id, outcome, "going_once", "it went before")
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_states_with_results_that_cannot_leave(
+    apart: str, strategy: str, batch: Any, record: str
+) -> None:
+    flow_run_id, outcome = run(
+        apart, numbered, completed_with_a_lock, strategy=strategy, batch=batch, record=record
+    )
+    assert outcome.results == DONE * 3
+    require_failed(flow_run_id, outcome, "completed_with_a_lock", "cannot be pickled")
+
+
+@pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
+def test_what_the_flow_cannot_send_on(apart: str, strategy: str, batch: Any, record: str) -> None:
+    flow_run_id, outcome = run(
+        apart,
+        two_of,
+        led_to_locks,
+        sources=["source 5", "source 0"],
+        strategy=strategy,
+        batch=batch,
+        record=record,
+    )
+    assert outcome.results == [5, 5, 0, 7, 0, 7]
+    assert len(outcome.failures) == 2
+    require_failed(flow_run_id, outcome, "led_to_locks", "cannot pickle")
 
 
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
@@ -308,10 +360,16 @@ def test_what_is_collected(apart: str, strategy: str, batch: Any, record: str) -
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
 def test_what_all_results_come_to(apart: str, strategy: str, batch: Any, record: str) -> None:
     options: dict[str, Any] = {"strategy": strategy, "batch": batch, "record": record}
-    _, outcome = run(apart, numbered, brought_whole, reduce=task(at_home_in_the_end), **options)
+    flow_run_id, outcome = run(
+        apart, numbered, brought_whole, reduce=task(at_home_in_the_end), **options
+    )
     assert outcome.reduced is None
     assert [failure.stage for failure in outcome.failures] == ["at_home_in_the_end"]
     assert "is elsewhere" in outcome.failures[0].message
+    # Several parts may fail at once: the outcome has the first of them.
+    failed = [one for one in task_runs(flow_run_id) if one.state_name == "Failed"]
+    assert {one.name.partition("[")[0] for one in failed} == {"at_home_in_the_end"}
+    assert outcome.report["recording"]["unrecorded"] == 0
     with pytest.raises(EvolveFailed, match="is elsewhere"):
         run(
             apart,
