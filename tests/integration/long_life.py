@@ -26,9 +26,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,13 @@ MB = 1e6
 # A process may keep so much more after some runs than after others, for its buffers; what is
 # more, and more again in the next ten runs, is a leak.
 RESIDENT_MB = 4.0
-# In use is what it is: what workers have allocated, and not freed. Of what is resident there, free
-# parts of pages that are left of peaks, more comes with a higher peak: it has the first half of the
-# runs for that.
+# In use is what it is: what workers have allocated, and not freed.
 USED_MB = 1.0
 
-NOT_COMPARED = {"pooled", "clients_topics", "workers_mb"}
+DASKS_OWN = {"pooled", "clients_topics"}
+# These have the first half of the runs: a pool of threads fills when they are needed together, and
+# of what is resident, free parts of pages that are left of peaks, more comes with a higher peak.
+OF_PEAKS = ("threads", "workers_mb")
 
 # Python's own allocator gives a megabyte back when nothing of it is used, and glibc has a heap for
 # each of some threads: what is left of peaks looks like growth. So each free page is given back,
@@ -142,15 +143,22 @@ class Held:
     worker_plugins: int
 
     def grown(self, before: Held) -> list[str]:
-        """What is more than it was, but for what Dask and the allocator keep by themselves."""
+        """What is more than it was, but for what Dask keeps by itself."""
         told = []
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
             allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
             allowed = USED_MB if field.name == "workers_used_mb" else allowed
-            if field.name not in NOT_COMPARED and now > then + allowed:
+            if field.name not in DASKS_OWN and now > then + allowed:
                 told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
         return told
+
+
+def first_half(looks: Sequence[Held]) -> Held:
+    """What is compared with: the first ten runs bring in what is used for good, as modules."""
+    early = looks[: (len(looks) + 1) // 2]
+    most = {name: max(getattr(look, name) for look in early) for name in OF_PEAKS}
+    return replace(looks[0], **most)
 
 
 class Life:
@@ -349,18 +357,14 @@ def live(home: Path, runs: int) -> int:
         for number, parameters in enumerate(islice(cycle(KINDS), runs), start=1):
             _run(client, parameters)
             if number % EVERY == 0:
-                looks.append(life.settled(looks[0] if looks else None))
+                looks.append(life.settled(first_half(looks) if looks else None))
                 connections.append(life.connections())
                 values = (getattr(looks[-1], name) for name in names)
                 print(number, *(f"{value:,.0f}" for value in values), sep="\t", flush=True)  # noqa: T201
         assert life.transitions() > 10 * runs or not runs, "runs did not use the cluster"
     if len(looks) < 2:
         return 0
-    # The first ten runs bring in what is used for good: modules, caches.
-    grown = looks[-1].grown(looks[0])
-    first_half = max(look.workers_mb for look in looks[: (len(looks) + 1) // 2])
-    if looks[-1].workers_mb > first_half + RESIDENT_MB:
-        grown.append(f"workers_mb {first_half:,.0f} -> {looks[-1].workers_mb:,.0f}")
+    grown = looks[-1].grown(first_half(looks))
     for text in grown:
         print(f"it grew: {text}")  # noqa: T201
     if grown:
