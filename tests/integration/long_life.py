@@ -26,9 +26,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,6 @@ RESIDENT_MB = 4.0
 USED_MB = 1.0
 
 DASKS_OWN = {"pooled", "clients_topics"}
-# These have the first half of the runs: a pool of threads fills when they are needed together, and
-# of what is resident, free parts of pages that are left of peaks, more comes with a higher peak.
-OF_PEAKS = ("threads", "workers_mb")
 
 # Python's own allocator gives a megabyte back when nothing of it is used, and glibc has a heap for
 # each of some threads: what is left of peaks looks like growth. So each free page is given back,
@@ -152,13 +149,6 @@ class Held:
             if field.name not in DASKS_OWN and now > then + allowed:
                 told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
         return told
-
-
-def first_half(looks: Sequence[Held]) -> Held:
-    """What is compared with: the first ten runs bring in what is used for good, as modules."""
-    early = looks[: (len(looks) + 1) // 2]
-    most = {name: max(getattr(look, name) for look in early) for name in OF_PEAKS}
-    return replace(looks[0], **most)
 
 
 class Life:
@@ -357,14 +347,15 @@ def live(home: Path, runs: int) -> int:
         for number, parameters in enumerate(islice(cycle(KINDS), runs), start=1):
             _run(client, parameters)
             if number % EVERY == 0:
-                looks.append(life.settled(first_half(looks) if looks else None))
+                looks.append(life.settled(looks[0] if looks else None))
                 connections.append(life.connections())
                 values = (getattr(looks[-1], name) for name in names)
                 print(number, *(f"{value:,.0f}" for value in values), sep="\t", flush=True)  # noqa: T201
         assert life.transitions() > 10 * runs or not runs, "runs did not use the cluster"
     if len(looks) < 2:
         return 0
-    grown = looks[-1].grown(first_half(looks))
+    # The first ten runs bring in what is used for good: modules, caches.
+    grown = looks[-1].grown(looks[0])
     for text in grown:
         print(f"it grew: {text}")  # noqa: T201
     if grown:
