@@ -6,14 +6,15 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Collection, Generator
-from contextlib import ExitStack
-from contextvars import copy_context
+from contextlib import AbstractContextManager
+from contextvars import Token, copy_context
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import TaskRun
 from prefect.context import TaskRunContext
@@ -36,7 +37,12 @@ from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.salvaging import Unreadable
 from evolve_tasks.workers.task_runs import Parameters, new_task_run
 from evolve_tasks.workers.timed import TimedThreads
-from evolve_tasks.workers.transport import Unpicklable, came_unreadable, require_picklable
+from evolve_tasks.workers.transport import (
+    PLAIN,
+    Unpicklable,
+    came_unreadable,
+    require_picklable,
+)
 
 # What user code raises is the failure of its item, whatever it is: a parser that calls
 # sys.exit() must not end a worker, and Dask waits for ever for a task that raised something
@@ -109,6 +115,8 @@ class BoundStage:
 
     def check(self, value: Any) -> Any:
         """Refuse what the stage must not return; a State stands for its result."""
+        if type(value) in PLAIN and self.stage.last:
+            return value
         value = unwrapped(value)
         if not self.stage.last:
             value = as_items(self.stage.name, value, self._gather)
@@ -214,7 +222,10 @@ def _collecting(function: Callable[..., Any], most: int | None) -> Callable[...,
 
 
 class UnitContext:
-    """What surrounds the items of one unit: the run that gets their logs, patched prints."""
+    """What surrounds the items of one unit: the run that gets their logs, patched prints.
+
+    It may be entered again when it has been left.
+    """
 
     def __init__(
         self, bound: BoundStage, recording: Recording, log_run_id: UUID, name: str
@@ -224,35 +235,46 @@ class UnitContext:
         self._log_run_id = recording.unit or recording.within or log_run_id
         self._name = name
         self._around: TaskRunContext | None = None
-        self._stack = ExitStack()
+        self._token: Token[TaskRunContext] | None = None
+        self._prints: AbstractContextManager[None] | None = None
 
+    # Without Prefect's way to enter a context, which takes longer than many an item.
     def __enter__(self) -> UnitContext:
         task = self._bound.task
         if task is None or self._recording.each or not self._bound.quick:
             return self
+        if self._around is None:
+            self._around = self._made(task)
+        self._token = TaskRunContext.__var__.set(self._around)
+        if should_log_prints(task):
+            self._prints = prints_heard()
+            self._prints.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._prints is not None:
+            self._prints.__exit__(None, None, None)
+            self._prints = None
+        if self._token is not None:
+            TaskRunContext.__var__.reset(self._token)
+            self._token = None
+
+    def _made(self, task: Task[..., Any]) -> TaskRunContext:
         # The user's code may ask for its run: it is told of the one that gets its logs.
         context = TaskRunContext.get()
         whole = self._recording.unit or self._recording.within
         if context is not None and context.task_run.id == whole:
             # What such a task calls stores results only where it does so itself, as anywhere.
-            context = context.model_copy(update={"persist_result": False})
-        else:
-            context = TaskRunContext(
-                task=task,
-                task_run=new_task_run(task, run_id=self._log_run_id, name=self._name),
-                parameters={},
-                client=get_client(sync_client=True),
-                log_prints=should_log_prints(task),
-                result_store=get_result_store(),
-                persist_result=False,
-            )
-        self._around = self._stack.enter_context(context)
-        if should_log_prints(task):
-            self._stack.enter_context(prints_heard())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+            return context.model_copy(update={"persist_result": False})
+        return TaskRunContext(
+            task=task,
+            task_run=new_task_run(task, run_id=self._log_run_id, name=self._name),
+            parameters={},
+            client=get_client(sync_client=True),
+            log_prints=should_log_prints(task),
+            result_store=get_result_store(),
+            persist_result=False,
+        )
 
     @property
     def named(self) -> bool:
@@ -280,7 +302,8 @@ class UnitContext:
             return self._not_begun(item, run_id, name)
         if not self.named:
             if self._around is not None:
-                self._around.parameters = bound.parameters(item)
+                # As pydantic does, which takes longer than many an item.
+                vars(self._around)["parameters"] = bound.parameters(item)
             # What one item sets in context variables is no business of the next one.
             return copy_context().run(bound.call, item)
         assert bound.task is not None
@@ -304,3 +327,21 @@ class UnitContext:
             )
             tell_unbegun(task_run, error)
         return Ran(None if bound.stage.last else [], error=error)
+
+
+def contexts(bound: BoundStage, recording: Recording) -> Callable[[UUID, str], UnitContext]:
+    """What surrounds each of several sources, by id and name of its task run.
+
+    Where all of them are one task run, or none, that is the same for all: to make it takes longer
+    than many a source.
+    """
+    if recording.unit is None and bound.task is not None:
+        return partial(UnitContext, bound, recording)
+    shared: list[UnitContext] = []
+
+    def of(run_id: UUID, name: str) -> UnitContext:
+        if not shared:
+            shared.append(UnitContext(bound, recording, run_id, name))
+        return shared[0]
+
+    return of

@@ -18,7 +18,7 @@ from evolve_tasks.journal import items_token
 from evolve_tasks.naming import label_of
 from evolve_tasks.outcome import Failure
 from evolve_tasks.stages import Stage
-from evolve_tasks.workers.bound import BoundStage, Ran, UnitContext
+from evolve_tasks.workers.bound import BoundStage, Ran, UnitContext, contexts
 from evolve_tasks.workers.calls import (
     BatchResult,
     CollectCall,
@@ -55,6 +55,7 @@ from evolve_tasks.workers.transport import (
     NOTHING,
     Packed,
     Unpicklable,
+    is_plain,
     require_picklable,
 )
 from evolve_tasks.workers.unit_runs import OpenRun, run_as_unit
@@ -261,6 +262,8 @@ class Runtime:
         """Expand each source, and work on short lists at once."""
         bound = self._bound[call.stage]
         here = self._bound[call.stage + 1] if call.inline else None
+        around = contexts(bound, call.recording)
+        around_here = None if here is None else contexts(here, _in_passing(call))
         ended: list[_Expanded] = []
         failed = False
         for offset, (source, item) in enumerate(zip(call.sources, given, strict=True)):
@@ -273,7 +276,7 @@ class Runtime:
             begun = time.perf_counter()
             self._mark(source, SOURCE_ITSELF)
             with (
-                UnitContext(bound, call.recording, source.run_id, name) as unit,
+                around(source.run_id, name) as unit,
                 self._streamed(bound, call, offset) as stream,
             ):
                 one.ran = ran = unit.run(item, source.run_id, name)
@@ -286,9 +289,13 @@ class Runtime:
                 one.token = items_token(ran.value)
             if ran.error is not None:
                 failed = self.spec.fail_fast
-            elif here is not None and 0 < len(ran.value) <= call.inline:
+            elif (
+                here is not None
+                and around_here is not None
+                and 0 < len(ran.value) <= call.inline
+            ):
                 begun = time.perf_counter()
-                with UnitContext(here, _in_passing(call), source.run_id, name) as unit:
+                with around_here(source.run_id, name) as unit:
                     one.worked_on = self._work_on(here, unit, source, ran.value, 0)
                 one.inline_s = time.perf_counter() - begun
                 failed = self.spec.fail_fast and any(
@@ -329,6 +336,7 @@ class Runtime:
     ) -> Packed:
         if not inline:
             return NOTHING
+        recording = _in_passing(call)
         here = self._bound[call.stage + 1]
         end_of = {source.index: end for source, end in zip(call.sources, ends, strict=True)}
         values: dict[tuple[int, ...], list[Any]] = {}
@@ -338,7 +346,7 @@ class Runtime:
             end = end_of[source.index]
             end.failures, end.recorded = self._failures(
                 here,
-                _in_passing(call),
+                recording,
                 source,
                 upstream or (source.run_id if end.has_run else None),
                 rans,
@@ -660,8 +668,11 @@ def _in_passing(call: ExpandCall) -> Recording:
 
 def _refuse_unpicklable(stage: str, ended: Sequence[Ran]) -> None:
     """Make failures of values that cannot travel."""
+    values = [ran.value for ran in ended if ran.error is None]
+    if is_plain(values):
+        return
     try:
-        Packed.tried([ran.value for ran in ended if ran.error is None])
+        Packed.tried(values)
     except Exception:
         # One of them is at fault; the way to find out which is to try each.
         for ran in ended:
