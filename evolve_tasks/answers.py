@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from distributed import KilledWorker
@@ -164,15 +165,16 @@ def failure_of(lost: Lost, stage: str, index: tuple[int, ...], item: Any) -> Fai
 
 def found_of(end: SourceEnd) -> Found:
     """How the expansion of one source ended, for the core."""
-    return Found(
-        size=end.size,
-        ended=end.ended,
-        failed=len(end.failures),
-        not_run=end.not_run,
-        lost=end.failure is not None,
-        skipped=end.skipped,
-        start=end.given,
-    )
+    failed, lost = len(end.failures), end.failure is not None
+    return _found(end.size, end.ended, failed, end.not_run, lost, end.skipped, end.given)
+
+
+# Most sources end as others did.
+@lru_cache(maxsize=1_024)
+def _found(
+    size: int, ended: int, failed: int, not_run: int, lost: bool, skipped: bool, start: int
+) -> Found:
+    return Found(size, ended, failed, not_run, lost, skipped, start=start)
 
 
 def found_nested(answer: NestedResult) -> list[Found]:

@@ -69,6 +69,11 @@ class KnownBefore:
         self.logger.debug("Source %d is known, with %d items", position, known[0])
         return True
 
+    @property
+    def journaled(self) -> bool:
+        """Whether results are noted for a journal."""
+        return self.resuming is not None
+
     def is_met(self, position: int) -> bool:
         """Whether a source is equal to one that came before: what it leads to is that one's."""
         return position in self._met

@@ -32,7 +32,10 @@ def one_line(text: str, limit: int) -> str:
         >>> one_line("first\nsecond", limit=20)
         'first second'
     """
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * limit]).split())
+    text = text[: 2 * limit]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -182,7 +182,7 @@ class Taking:
     ) -> None:
         run_id = self.losses.item_given_up(self.stages[number], call, failure, above, told=told)
         if run_id is not None and not told:
-            part.recorded.append(failure.index[-1])
+            part.recorded = [*part.recorded, failure.index[-1]]
 
     def _readable(
         self,
@@ -196,6 +196,7 @@ class Taking:
         """The results that are left; the others are failures, and their task runs say so."""
         name = self.stages[number].name
         left, unread = set_apart(name, call, positions, values, part.failures)
+        part.failures = sorted([*part.failures, *unread], key=lambda failure: failure.index)
         completed = set(part.recorded)
         for failure in unread:
             told = failure.index[-1] in completed
@@ -318,7 +319,9 @@ class Taking:
                 error = None if end.failure is None else str(end.failure)
                 self.recorded.append(Recorded(call.run_id, action.stage, call.label, error))
             self._note_items(call, end.recorded, end.failures)
-            failures = end.failures if end.failure is None else [end.failure, *end.failures]
+            failures = end.failures
+            if end.failure is not None:
+                failures = [end.failure, *failures]
             if failures or end.ended:
                 portion = Portion(
                     call.position,
@@ -326,9 +329,12 @@ class Taking:
                     0,
                     end.ended - end.not_run,
                     worked_out,
-                    [replace(failure, source=source) for failure in failures],
+                    [replace(failure, source=source) for failure in failures] if failures else (),
                     inner=call.inner,
                 )
+                if not end.discoveries and not self.known.journaled:
+                    portions.append(portion)
+                    continue
                 runs = Runs(set(end.recorded), run)
                 mores = self.following.found(finds, offset, call, end.discoveries, runs)
                 if len(worked_out) < end.ended - end.not_run - len(end.failures):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from evolve_tasks.outcome import Failure
@@ -40,7 +41,7 @@ def unreadable(stage: str, call: SourceCall, position: int, why: str) -> Failure
 
 
 def set_apart(
-    stage: str, call: SourceCall, positions: range, values: list[Any], failures: list[Failure]
+    stage: str, call: SourceCall, positions: range, values: list[Any], failures: Sequence[Failure]
 ) -> tuple[list[Any], list[Failure]]:
     """Take values that cannot be read out of the results of a list's items.
 
@@ -49,23 +50,21 @@ def set_apart(
         call: the list that the items are in.
         positions: those of the items that were worked on.
         values: results of those that did not fail, in order; none where they are combined.
-        failures: those of the others; what is taken out is added.
+        failures: those of the others.
 
     Returns:
-        The values that are left, and the failures that were added.
+        The values that are left, and failures of those that are not.
     """
     failed = {failure.index[-1] for failure in failures}
     done = [position for position in positions if position not in failed]
-    left, added = [], []
+    left, unread = [], []
     for position, value in zip(done, values, strict=bool(values)):
         if isinstance(value, Unreadable):
             why = (
                 "its result came back, but cannot be unpickled in the flow's process "
                 f"({value.error}); {RULE}"
             )
-            added.append(unreadable(stage, call, position, why))
+            unread.append(unreadable(stage, call, position, why))
         else:
             left.append(value)
-    failures += added
-    failures.sort(key=lambda failure: failure.index)
-    return left, added
+    return left, unread

@@ -92,8 +92,12 @@ class Assembly:
     def add(self, portion: Portion) -> None:
         """Note what a unit gave."""
         if portion.values:
-            place = *portion.inner, portion.start
-            self._values.setdefault(portion.position, []).append((place, portion.values))
+            part = (*portion.inner, portion.start), portion.values
+            parts = self._values.get(portion.position)
+            if parts is None:
+                self._values[portion.position] = [part]
+            else:
+                parts.append(part)
         self._failures.extend(portion.failures)
 
     def by_source(self) -> list[tuple[Any, list[Any]]]:
@@ -102,11 +106,11 @@ class Assembly:
 
     def values(self, position: int) -> list[Any]:
         """The results of one source, in order."""
-        return [value for _, values in self._ordered(position) for value in values]
+        parts = self._values.get(position, ())
+        if len(parts) == 1:
+            return parts[0][1]
+        return [value for _, values in sorted(parts, key=lambda part: part[0]) for value in values]
 
     def failures(self) -> list[Any]:
         """The failures, in order of position."""
         return sorted(self._failures, key=lambda failure: failure.index)
-
-    def _ordered(self, position: int) -> list[tuple[tuple[int, ...], list[Any]]]:
-        return sorted(self._values.get(position, ()), key=lambda part: part[0])

@@ -222,7 +222,7 @@ class Runtime:
                         )
                         end.has_run = True
             if one.worked_on is not None:
-                end.discoveries = self._discoveries(one.worked_on, 0)
+                end.discoveries = self._discoveries(one.worked_on, 0) or ()
                 inline.append((source, one.worked_on, items))
                 end.ended = len(items)
                 end.not_run = len(items) - len(one.worked_on)
@@ -289,11 +289,7 @@ class Runtime:
                 one.token = items_token(ran.value)
             if ran.error is not None:
                 failed = self.spec.fail_fast
-            elif (
-                here is not None
-                and around_here is not None
-                and 0 < len(ran.value) <= call.inline
-            ):
+            elif here is not None and around_here is not None and 0 < len(ran.value) <= call.inline:
                 begun = time.perf_counter()
                 with around_here(source.run_id, name) as unit:
                     one.worked_on = self._work_on(here, unit, source, ran.value, 0)
@@ -589,7 +585,7 @@ class Runtime:
         ended: Sequence[Ran],
         items: Sequence[Any],
         start: int,
-    ) -> tuple[list[Failure], list[int]]:
+    ) -> tuple[Sequence[Failure], Sequence[int]]:
         """Describe the items that failed; give those that have a task run, too."""
         failures: list[Failure] = []
         recorded: list[int] = []
@@ -606,7 +602,7 @@ class Runtime:
                 self._record_failure(bound, run_id, label, upstream, item, ran)
                 if not recording.each:
                     recorded.append(position)
-        return failures, recorded
+        return failures or (), recorded or ()
 
     def _to_be_told(self, bound: BoundStage, recording: Recording, ran: Ran) -> bool:
         """Whether nobody has told the API of a failure that it should hear of."""

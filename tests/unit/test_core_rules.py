@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -707,6 +708,55 @@ def test_a_list_that_ends_counts_as_one_item_of_its_own_parent() -> None:
     assert said(core.gives(5, 0)) == said([Release(1), SourceDone(1), Release(5)])
     core.ends()
     assert core.finished
+
+
+@given(
+    st.integers(-1, 3),
+    st.integers(-1, 3),
+    st.tuples(*[st.integers(-1, 2)] * 4),
+    st.integers(-1, 1),
+    st.none() | st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=2),
+    st.tuples(*[st.booleans()] * 3),
+)
+def test_what_was_found_adds_up_if_each_item_is_in_one_place(
+    size: int,
+    ended: int,
+    of_those: tuple[int, int, int, int],
+    start: int,
+    left: list[tuple[int, int]] | None,
+    flags: tuple[bool, bool, bool],
+) -> None:
+    failed, not_run, resumed, repeated = of_those
+    lost, skipped, known = flags
+    found = Found(
+        size,
+        ended,
+        failed,
+        not_run,
+        lost,
+        skipped,
+        resumed,
+        None if left is None else tuple(left),
+        known=known,
+        repeated=repeated,
+        start=start,
+    )
+    ranges = [(start + ended, start + size)] if left is None else left
+    positions = [place for one in ranges for place in range(*one)]
+    expected = (
+        size >= 0
+        and start >= 0
+        and all(first <= last for first, last in ranges)
+        and positions == sorted(set(positions))
+        and all(start <= place <= start + size for one in ranges for place in one)
+        and all(one[1] <= other[0] for one, other in pairwise(ranges))
+        and len(positions) + ended == size
+        and min(of_those) >= 0
+        and sum(of_those) <= ended
+        and not (skipped and size)
+        and not (lost and known)
+    )
+    assert found.adds_up() is expected
 
 
 def test_a_source_that_ran_whole_is_counted_and_done() -> None:

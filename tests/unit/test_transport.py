@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
+from uuid import uuid4
 
+import cloudpickle
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolve_tasks.workers.calls import Expansion, Measure, Slice, Span
+from evolve_tasks.outcome import Failure
+from evolve_tasks.workers.calls import (
+    Discovery,
+    Expansion,
+    Measure,
+    Parts,
+    Slice,
+    SourceCall,
+    SourceEnd,
+    Span,
+)
 from evolve_tasks.workers.salvaging import Unreadable
 from evolve_tasks.workers.transport import (
     NOTHING,
     Packed,
     Resting,
     Unpicklable,
+    is_plain,
     require_picklable,
 )
 
@@ -172,3 +187,80 @@ def test_arrays_of_a_list_are_not_copied_into_what_is_pickled() -> None:
     for _ in range(2):
         resting = _sent(resting)
         assert all(map(np.array_equal, resting.value(), arrays))
+
+
+class Text(str):
+    """No plain text: whoever unpickles it needs this class."""
+
+    __slots__ = ()
+
+
+@given(plain)
+def test_what_is_plain_travels_anywhere(value: Any) -> None:
+    if is_plain(value):
+        assert pickle.loads(pickle.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1, True),
+        ("\ud800", True),
+        ([], True),
+        ((1, None, b"", True, 2.0), True),
+        ({}, False),
+        ([[1]], False),
+        ([1, Text("a")], False),
+        (Text("a"), False),
+        (range(3), False),
+        (threading.Lock(), False),
+    ],
+)
+def test_only_exact_kinds_are_plain(value: Any, expected: bool) -> None:
+    assert is_plain(value) is expected
+
+
+def test_modules_that_are_registered_with_cloudpickle_travel_by_value() -> None:
+    this = sys.modules[__name__]
+    assert Text.__qualname__.encode() in Packed.of(Text).payload
+    assert b"No plain text" not in Packed.of(Text).payload
+    cloudpickle.register_pickle_by_value(this)
+    try:
+        assert b"No plain text" in Packed.of(Text).payload
+    finally:
+        cloudpickle.unregister_pickle_by_value(this)
+
+
+failure = Failure("parse", "a", (0,), "'a'", "ValueError", "no")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        SourceEnd(),
+        SourceEnd(size=5, ended=5),
+        SourceEnd(failure=failure),
+        SourceEnd(skipped=True),
+        SourceEnd(3, failures=[failure], ended=3, not_run=1, recorded=[0, 2], has_run=True),
+        SourceEnd(3, token="t", keys=b"k", given=2),
+        SourceEnd(3, discoveries=[Discovery(1, [(0, 2)], NOTHING)]),
+        SourceEnd(3, parts=Parts()),
+    ],
+)
+def test_the_end_of_a_source(end: SourceEnd) -> None:
+    came = travelled([end])[0]
+    for field in fields(SourceEnd):
+        if field.name != "discoveries":  # what is packed in them has no equality
+            assert getattr(came, field.name) == getattr(end, field.name), field.name
+    assert len(came.discoveries) == len(end.discoveries)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        SourceCall(3, "a.txt", uuid4()),
+        SourceCall(3, "a.txt 1", uuid4(), known=True, inner=(1, 2), depth=4),
+    ],
+)
+def test_what_is_to_be_known_of_a_source(call: SourceCall) -> None:
+    assert travelled((call,)) == (call,)
