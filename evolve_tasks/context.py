@@ -22,6 +22,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from evolve_tasks.errors import ClusterUnfit, InvalidInput
 from evolve_tasks.versions import require_same_versions
 from evolve_tasks.workers.context import ContextPlugin, name_here, on_worker
+from evolve_tasks.workers.dask_span import forget_groups
 from evolve_tasks.workers.transport import Packed
 
 _logger = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ class RunContexts:
             if self._client.status != "running":
                 return
             cleared(self._client.unregister_worker_plugin, name)
+        if names:
+            cleared(self._client.run_on_scheduler, forget_groups)
 
     def around(self, name: str | None) -> dict[str, Any]:
         """What is around a single task and not part of the run context.

@@ -44,6 +44,7 @@ from evolve_tasks.naming import error_text
 from evolve_tasks.stages import function_name
 from evolve_tasks.workers.closing import QuietClosing
 from evolve_tasks.workers.context import on_worker
+from evolve_tasks.workers.dask_span import in_one_span
 from evolve_tasks.workers.submitted import (
     Submission,
     Upstream,
@@ -370,17 +371,18 @@ class EvolveTaskRunner(DaskTaskRunner):
                 f"({type(error).__name__}: {error}), so they cannot be sent to the workers; give "
                 "plain values, and open files, locks and connections inside the task"
             ) from error
-        future = Client.submit(
-            self.client,
-            run_submission,
-            context,
-            packed,
-            upstream,
-            key=f"{task.name}-{run_id}",
-            priority=priority,
-            resources=resources,
-            pure=False,
-        )
+        with in_one_span():
+            future = Client.submit(
+                self.client,
+                run_submission,
+                context,
+                packed,
+                upstream,
+                key=f"{task.name}-{run_id}",
+                priority=priority,
+                resources=resources,
+                pure=False,
+            )
         return self._noted(task, run_id, future)
 
     def _noted(self, task: Task[Any, Any], run_id: UUID, future: Future[Any]) -> EvolveFuture:

@@ -27,6 +27,7 @@ from evolve_tasks.workers.calls import (
     RunSpec,
 )
 from evolve_tasks.workers.context import on_worker
+from evolve_tasks.workers.dask_span import in_one_span
 from evolve_tasks.workers.ended import forget_marks_from, mark_kept
 from evolve_tasks.workers.marks import sweep_marks
 from evolve_tasks.workers.nested import NestedCall, run_sources
@@ -169,7 +170,7 @@ class Submitter:
         )
         self._expansions[unit] = expansion
         self._calls[unit] = call, parent
-        return self.client.submit(
+        return self._sent(
             units.measure,
             expansion,
             key=(f"measure-{self._run}", unit),
@@ -214,7 +215,7 @@ class Submitter:
             self._firsts[action.unit] = at
             at += len(call.sources)
             counts.append(len(call.sources))
-        return self.client.submit(
+        return self._sent(
             units.measure_together,
             future,
             counts,
@@ -275,7 +276,7 @@ class Submitter:
         if count < LONG * (part.stop - part.start) or nbytes <= SMALL:
             return found
         # Wherever the unit runs, it gets its slice alone.
-        return self.client.submit(
+        return self._sent(
             units.cut,
             found,
             self._at_home(parent, part),
@@ -300,7 +301,7 @@ class Submitter:
             if call.part is not None:
                 found = [self._list(parent)]
                 sent = replace(call, part=self._at_home(parent, call.part))
-            expansion = self._expansions[unit] = self.client.submit(
+            expansion = self._expansions[unit] = self._sent(
                 units.expand,
                 self._run,
                 sent,
@@ -383,6 +384,11 @@ class Submitter:
         # What a source of `nested` waits for is under way at its worker, and not seen from here.
         self._serving.require(stages if self._nests else names & stages)
 
+    def _sent(self, function: Any, *arguments: Any, **keywords: Any) -> Future[Any]:
+        """Submit a Dask task."""
+        with in_one_span():
+            return self.client.submit(function, *arguments, **keywords)
+
     def _submit(
         self,
         stage: Stage,
@@ -393,7 +399,7 @@ class Submitter:
         together: int = 0,
     ) -> Future[Any]:
         # One that has failed with others goes again alone, and is not taken for what it was then.
-        return self.client.submit(
+        return self._sent(
             function,
             *arguments,
             key=(f"{stage.name}-{self._run}", unit, *([together] if together else ())),

@@ -30,6 +30,7 @@ from evolve_tasks.workers.calls import (
     Recording,
     Span,
 )
+from evolve_tasks.workers.dask_span import in_one_span
 from evolve_tasks.workers.failing import failure_from
 from evolve_tasks.workers.glimpses import Glimpse, Glimpses
 from evolve_tasks.workers.plugin import pause_name, runtime_of, stop_name
@@ -183,20 +184,21 @@ class _Children:
             ),
             items=Packed.of(self._expansion.lists[action.offset][action.start : action.stop]),
         )
-        future = self._client.submit(
-            units.process,
-            self._run,
-            call,
-            key=(
-                f"{self._stage.name}-{self._run}",
-                source.position,
-                action.start,
-                self._attempt,
-            ),
-            priority=PROCESS,
-            resources=self._resources,
-            pure=False,
-        )
+        with in_one_span():
+            future = self._client.submit(
+                units.process,
+                self._run,
+                call,
+                key=(
+                    f"{self._stage.name}-{self._run}",
+                    source.position,
+                    action.start,
+                    self._attempt,
+                ),
+                priority=PROCESS,
+                resources=self._resources,
+                pure=False,
+            )
         run_id = call.recording.unit
         future.add_done_callback(lambda ended: self._ended.put((action, run_id, ended)))
 
