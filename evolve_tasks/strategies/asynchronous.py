@@ -33,6 +33,7 @@ from evolve_tasks.strategies.chunk_feed import chunk_feed
 from evolve_tasks.strategies.ended import LOST_S, OVER, Ended
 from evolve_tasks.strategies.fetching import Fetching
 from evolve_tasks.strategies.leaving import abandon
+from evolve_tasks.strategies.shared_fetching import SharedFetching
 from evolve_tasks.strategies.submitting import Submitter
 from evolve_tasks.strategies.together import Member, apart, by_itself, gone_along, parties
 from evolve_tasks.workers.calls import ExpandCall, Measure, ProcessCall
@@ -62,7 +63,7 @@ class _Sources:
         self.ended = Ended()
         self._run = run
         self._submitter = submitter
-        self._fetching = Fetching(submitter.client)
+        self._fetching = SharedFetching(Fetching(submitter.client), self._is_left)
         self._answers: asyncio.Queue[tuple[int, Answer] | BaseException | None] = asyncio.Queue()
         self._granted: dict[int, asyncio.Queue[Process | None]] = {}
         self._coroutines: set[asyncio.Task[None]] = set()
@@ -126,6 +127,7 @@ class _Sources:
         self._chunks.close()
         for coroutine in self._coroutines:
             coroutine.cancel()
+        self._fetching.close()
 
     def _deliver(self, arrival: Arrival | None) -> None:
         self._put(None if arrival is None else (PULLED, arrival))
@@ -243,7 +245,7 @@ class _Sources:
     async def _taken(self, future: Future[Any]) -> Answer | None:
         if future.status not in OVER:
             return None
-        return (await asyncio.to_thread(self._fetching.take, [future], self._is_left))[0]
+        return await self._fetching.take(future)
 
     def _is_left(self) -> bool:
         return self._run.interrupted or self._run.left
