@@ -106,7 +106,7 @@ class RunContexts:
             if self._client.status != "running":
                 return
             cleared(self._client.unregister_worker_plugin, name)
-        if names:
+        if names and self._client.status == "running":
             cleared(self._client.run_on_scheduler, forget_groups)
 
     def around(self, name: str | None) -> dict[str, Any]:

@@ -237,15 +237,17 @@ class _Sources:
         self.ended.watch(unit, future)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
         await over.wait()
-        while (answer := await self._taken(future)) is None:
+        answer = await self._taken(future, alone=False)
+        while answer is None:
             await asyncio.sleep(LOST_S)  # it was lost with its worker, and is made again
+            answer = await self._taken(future, alone=True)
         self.ended.forget(unit)
         return answer
 
-    async def _taken(self, future: Future[Any]) -> Answer | None:
+    async def _taken(self, future: Future[Any], *, alone: bool) -> Answer | None:
         if future.status not in OVER:
             return None
-        return await self._fetching.take(future)
+        return await self._fetching.take(future, alone=alone)
 
     def _is_left(self) -> bool:
         return self._run.interrupted or self._run.left

@@ -332,10 +332,12 @@ class UnitContext:
 def contexts(bound: BoundStage, recording: Recording) -> Callable[[UUID, str], UnitContext]:
     """What surrounds each of several sources, by id and name of its task run.
 
-    Where all of them are one task run, or none, that is the same for all: to make it takes longer
-    than many a source.
+    Where all of them are one task run, which is around the caller, or none, that is the same for
+    all: to make it takes longer than many a source.
     """
-    if recording.unit is None and bound.task is not None:
+    around = TaskRunContext.get()
+    as_one = around is not None and around.task_run.id == recording.unit
+    if bound.task is not None and not as_one:
         return partial(UnitContext, bound, recording)
     shared: list[UnitContext] = []
 

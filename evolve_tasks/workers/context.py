@@ -20,6 +20,7 @@ from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, 
 from prefect.results import default_cache
 
 from evolve_tasks.workers.announcing import afterwards
+from evolve_tasks.workers.dask_span import in_our_span
 from evolve_tasks.workers.draining import drain
 from evolve_tasks.workers.prints import prints_heard
 from evolve_tasks.workers.timed import TimedThreads
@@ -50,8 +51,10 @@ class ContextPlugin(WorkerPlugin):
         """The context variables of the flow run: made by the first of its tasks here."""
         with self._lock:
             if self._template is None:
-                # A copy, because Dask keeps the worker in a context variable, too.
-                template = copy_context()
+                # A copy, because Dask keeps the worker in a context variable, too; and the span of
+                # the task, which is not that of the tasks to come.
+                with in_our_span():
+                    template = copy_context()
                 template.run(self._hydrate)
                 self._template = template
             return self._template

@@ -9,7 +9,8 @@ and of that one only what has been forgotten has to be let go of.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from operator import attrgetter
 
 from dask.base import annotate, get_annotations
 from distributed import Scheduler
@@ -21,12 +22,16 @@ _ANNOTATION = {"name": (NAME,), "ids": (NAME,)}
 
 
 @contextmanager
+def in_our_span() -> Iterator[None]:
+    """Let Dask tasks that are submitted in the block belong to our span, whatever is around it."""
+    with annotate(span=_ANNOTATION):
+        yield
+
+
+@contextmanager
 def in_one_span() -> Iterator[None]:
     """Let Dask tasks that are submitted in the block belong to our span, or to the user's own."""
-    if "span" in get_annotations():
-        yield
-        return
-    with annotate(span=_ANNOTATION):
+    with nullcontext() if "span" in get_annotations() else in_our_span():
         yield
 
 
@@ -37,6 +42,10 @@ def forget_groups(dask_scheduler: Scheduler) -> None:
     if span is None:
         return
     known = dask_scheduler.task_groups
-    span.groups -= {group for group in span.groups if known.get(group.name) is not group}
+    gone = [group for group in span.groups if known.get(group.name) is not group]
+    if len(gone) == len(span.groups) > 0:
+        # Dask takes it for granted that a span has one: its dashboard asks when the last has ended.
+        gone.remove(max(gone, key=attrgetter("stop")))
+    span.groups.difference_update(gone)
     if span._metadata is not None:  # an entry for each task that was ever submitted
         span._metadata["collections"].clear()

@@ -44,6 +44,7 @@ def _dumped(value: Any) -> bytes:
             return bytes(dumps(value))
         if b"__main__" not in payload:
             return payload
+        del payload  # it may be large
     return bytes(dumps(value))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from prefect import flow, task
 
 from evolve_tasks import EvolveTaskRunner, evolve
 from evolve_tasks.options import StrategyName
-from evolve_tasks.workers.dask_span import NAME
+from evolve_tasks.workers.dask_span import NAME, forget_groups
 from tests.integration.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("prefect_api")]
@@ -67,6 +68,17 @@ def spans(dask_scheduler: Scheduler) -> dict[str, tuple[int, int]]:
     return found
 
 
+def asked(dask_scheduler: Scheduler) -> float:
+    """What Dask's dashboard asks for, of all spans and of ours."""
+    extension = dask_scheduler.extensions["spans"]
+    whole = extension.merge_all()
+    assert whole.cumulative_worker_metrics
+    assert whole.done
+    ours = extension.spans[NAME]
+    assert ours.cumulative_worker_metrics
+    return float(ours.stop)
+
+
 def counted(dask_worker: Worker) -> set[str]:
     """Spans that a worker counts for."""
     keys = [key for key in dask_worker.digests_total if isinstance(key, tuple)]
@@ -85,6 +97,11 @@ def test_all_runs_share_a_span_that_does_not_grow(client: Client) -> None:
     for groups, entries in sizes:
         assert groups <= 5
         assert entries <= 20
+    began = time.time()
+    run(client, "as_completed")
+    client.run_on_scheduler(forget_groups)  # as the next run does
+    assert client.run_on_scheduler(spans)[NAME] == (1, 0)
+    assert began < client.run_on_scheduler(asked) < time.time()
     for one in client.run(counted).values():
         assert one <= {NAME}, "no worker counts for another span"
 

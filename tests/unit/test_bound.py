@@ -11,11 +11,13 @@ from uuid import uuid4
 import cloudpickle
 import pytest
 from prefect import task
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
 from prefect.states import Completed
 
 from evolve_tasks.stages import Stage, stages_from
-from evolve_tasks.workers.bound import BoundStage, UnitContext
+from evolve_tasks.workers.bound import BoundStage, UnitContext, contexts
 from evolve_tasks.workers.calls import Recording
 from evolve_tasks.workers.engines import unwrapped
 from evolve_tasks.workers.gathering import Kept, gather, was_cut
@@ -124,6 +126,28 @@ def test_what_one_item_sets_does_not_reach_the_next() -> None:
     with UnitContext(bound(stage), Recording(), uuid4(), "unit") as unit:
         assert [unit.run(item, uuid4(), "").value for item in "ab"] == ["nothing", "nothing"]
     assert noted.get() == "nothing"
+
+
+@task
+def in_which_run(_: str) -> str:
+    context = TaskRunContext.get()
+    assert context is not None
+    return context.task_run.name
+
+
+@pytest.mark.parametrize("recording", [Recording(), Recording(unit=uuid4())])
+def test_each_source_has_its_name_where_no_run_is_open(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit may have an id for a task run that it does not get: its stage is a function."""
+    client = SyncPrefectClient("http://127.0.0.1:9/api")  # nobody asks it for anything
+    monkeypatch.setattr("evolve_tasks.workers.bound.get_client", lambda **_: client)
+    around = contexts(bound(stages_from([list, in_which_run])[1]), recording)
+    names = []
+    for source in "ab":
+        with around(uuid4(), f"list[{source}]") as unit:
+            names.append(unit.run("item", None, "").value)
+    assert names == ["list[a]", "list[b]"]
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,9 @@ def test_those_that_ask_meanwhile_are_fetched_together() -> None:
         fetched = Fetched()
         fetched.held = {place: threading.Event() for place in range(CALLS)}
         fetching = shared(fetched)
-        first = [asyncio.create_task(fetching.take(place)) for place in range(CALLS)]
+        first = [asyncio.create_task(fetching.take(place, alone=False)) for place in range(CALLS)]
         await asked(fetched, [0])
-        later = [asyncio.create_task(fetching.take(place)) for place in range(10, 110)]
+        later = [asyncio.create_task(fetching.take(place, alone=False)) for place in range(10, 110)]
         await asyncio.sleep(0)  # they have asked
         for event in fetched.held.values():
             event.set()
@@ -74,9 +74,9 @@ def test_one_that_is_slow_to_come_does_not_hold_up_those_that_come_later() -> No
         fetched = Fetched()
         fetched.held = {0: threading.Event()}
         fetching = shared(fetched)
-        slow = asyncio.create_task(fetching.take(0))
+        slow = asyncio.create_task(fetching.take(0, alone=False))
         await asked(fetched, [0])
-        assert [await fetching.take(place) for place in range(1, 10)] == [
+        assert [await fetching.take(place, alone=False) for place in range(1, 10)] == [
             f"answer {place}" for place in range(1, 10)
         ]
         assert not slow.done()
@@ -86,12 +86,28 @@ def test_one_that_is_slow_to_come_does_not_hold_up_those_that_come_later() -> No
     run(body())
 
 
+def test_one_that_did_not_come_is_fetched_alone() -> None:
+    async def body() -> None:
+        fetched = Fetched()
+        fetched.held = {place: threading.Event() for place in range(CALLS)}
+        fetching = shared(fetched)
+        slow = [asyncio.create_task(fetching.take(place, alone=True)) for place in range(CALLS)]
+        await asked(fetched, range(CALLS))
+        assert await fetching.take(10, alone=False) == "answer 10"
+        for event in fetched.held.values():
+            event.set()
+        await asyncio.gather(*slow)
+        assert all(len(call) == 1 for call in fetched.calls)
+
+    run(body())
+
+
 def test_what_is_not_there_is_told_to_the_one_that_asked() -> None:
     async def body() -> None:
         fetched = Fetched()
         fetched.gone = {1}
         fetching = shared(fetched)
-        taken = await asyncio.gather(*(fetching.take(place) for place in range(3)))
+        taken = await asyncio.gather(*(fetching.take(place, alone=False) for place in range(3)))
         assert taken == ["answer 0", None, "answer 2"]
 
     run(body())
@@ -103,12 +119,12 @@ def test_an_error_is_told_to_all_that_asked_with_it_and_the_next_ones_are_fetche
         fetched.lost = {1}
         fetching = shared(fetched)
         told = await asyncio.gather(
-            *(fetching.take(place) for place in range(3)),
+            *(fetching.take(place, alone=False) for place in range(3)),
             return_exceptions=True,
         )
         assert any(isinstance(one, ClusterLost) for one in told)
         assert all(isinstance(one, ClusterLost | str) for one in told)
-        assert await fetching.take(5) == "answer 5"
+        assert await fetching.take(5, alone=False) == "answer 5"
 
     run(body())
 
@@ -118,7 +134,7 @@ def test_nobody_waits_once_it_is_closed() -> None:
         fetched = Fetched()
         fetched.held = {0: threading.Event()}
         fetching = shared(fetched)
-        waiting = asyncio.create_task(fetching.take(0))
+        waiting = asyncio.create_task(fetching.take(0, alone=False))
         await asked(fetched, [0])
         fetching.close()
         with pytest.raises(asyncio.CancelledError):
@@ -133,9 +149,9 @@ def test_one_that_was_cancelled_is_not_fetched() -> None:
         fetched = Fetched()
         fetched.held = {place: threading.Event() for place in range(CALLS)}
         fetching = shared(fetched)
-        first = [asyncio.create_task(fetching.take(place)) for place in range(CALLS)]
+        first = [asyncio.create_task(fetching.take(place, alone=False)) for place in range(CALLS)]
         await asked(fetched, [0])
-        later = [asyncio.create_task(fetching.take(place)) for place in (10, 11)]
+        later = [asyncio.create_task(fetching.take(place, alone=False)) for place in (10, 11)]
         await asyncio.sleep(0)  # they have asked
         later[0].cancel()
         for event in fetched.held.values():
