@@ -58,12 +58,11 @@ RESIDENT_MB = 4.0
 # In use is what it is: what workers have allocated, and not freed.
 USED_MB = 1.0
 
-# What is free between objects, on pages that cannot be given back, holds nothing. It comes to a
-# seventh of what is in use within thirty runs or so, and stays there. What is in use is judged by
-# itself, so this bounds what such a heap takes, however many runs there are.
-FREE_BESIDE_USED = 0.25
-
 DASKS_OWN = {"pooled", "clients_topics"}
+
+# What is free between objects, on pages that cannot be given back, is a part of what is resident:
+# it is judged there, and printed for those who ask what has grown.
+NOT_JUDGED = DASKS_OWN | {"workers_free_mb"}
 
 # Python's own allocator gives a megabyte back when nothing of it is used, and glibc has a heap for
 # each of some threads: what is left of peaks looks like growth. So each free page is given back,
@@ -118,7 +117,7 @@ class Held:
         threads: of all.
         serving_mb: resident, in the process that serves the flow.
         scheduler_mb: in that of the scheduler.
-        workers_mb: in those of the workers and their nannies, but for what is free there.
+        workers_mb: in those of the workers and their nannies.
         workers_used_mb: of that, allocated by workers and not freed.
         workers_free_mb: free in workers, on pages of their heap that are resident.
         tasks: that the scheduler knows.
@@ -152,11 +151,8 @@ class Held:
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
             allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
-            if field.name == "workers_used_mb":
-                allowed = USED_MB
-            elif field.name == "workers_free_mb":
-                then, allowed = 0.0, FREE_BESIDE_USED * self.workers_used_mb
-            if field.name not in DASKS_OWN and now > then + allowed:
+            allowed = USED_MB if field.name == "workers_used_mb" else allowed
+            if field.name not in NOT_JUDGED and now > then + allowed:
                 told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
         return told
 
@@ -212,7 +208,7 @@ class Life:
             threads=sum(process.num_threads() for process in everybody),
             serving_mb=_resident(serving),
             scheduler_mb=_resident(scheduler),
-            workers_mb=_resident(workers) - counts["workers_free_mb"],
+            workers_mb=_resident(workers),
             **counts,
         )
 
