@@ -77,8 +77,8 @@ def source_label(source: Any) -> str:
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
     if text is not None:
-        text = text.rstrip("/")[-2 * LABEL :].rpartition("/")[2]
-    return one_line(text or "", LABEL) or one_line(short_repr(source, LABEL), LABEL)
+        text = one_line(text.rstrip("/")[-2 * LABEL :].rpartition("/")[2], LABEL)
+    return text or short_repr(source, LABEL)
 
 
 def label_of(label: Callable[[Any], Any] | None, value: Any, default: str) -> str:

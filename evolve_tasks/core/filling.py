@@ -37,7 +37,8 @@ Rules, in the order in which they are looked at:
    long in coming, and where the window has nothing but its place that is not held up by it.
 7. How much goes into one unit is decided in `batching`, unless a number was given. A group of
    sources is no larger than what has been expanded so far makes credible (`GROWTH`): the first
-   ones may be short, and the others long.
+   ones may be short, and the others long. While that makes it small, no more than `AHEAD` for each
+   thread are in flight, however few threads there are (`_grows`).
 8. What a dead worker took down goes before all else, in the parts and with the care that
    `suspects` says: first beside everything, then alone: beside nothing but what has given
    something and may wait. What gives on the way is alone until it gives something, and by that
@@ -538,7 +539,11 @@ class Filling(OpenTree):
         left = None
         if self._sources_known is not None:
             left = max(1, self._sources_known - self.roots.discovered)
-        count = min(self._group(0, left), may, room)
+        group = self._group(0, left)
+        under_way = self._expansions - len(self._given)
+        if under_way >= AHEAD * self._window.busy_threads and self._grows(group, left):
+            return False
+        count = min(group, may, room)
         self._pulling = count
         self._flying += count
         self._expanding[0] += count
@@ -585,6 +590,21 @@ class Filling(OpenTree):
             return False
         batch = self._batch or unit_size(item_s, None, self._window.threads, self._ceiling())
         return count * parse_s <= min(batch * item_s, 2 * TARGET_S)
+
+    def _grows(self, group: int, left: int | None) -> bool:
+        """Whether a group of sources is small because few have been expanded so far, and brief.
+
+        Small units are dear, and those in flight say how large the next ones may be.
+        """
+        outlook, threads = self._outlook, self._window.threads
+        parse_s, item_s = outlook.durations[0].mean_s, outlook.item_s
+        if self._hurried or self._batch is not None or parse_s is None or item_s is None:
+            return False
+        if not outlook.short(0):
+            return False
+        each_s = parse_s + outlook.fan_outs[0].expected * item_s
+        ceiling = min(LARGEST_GROUP, self._ceiling())
+        return group < unit_size(each_s, left, threads, ceiling)
 
     def _group(self, stage: int, left: int | None) -> int:
         """How many sources, or items of an inner stage, go into the next unit.

@@ -166,7 +166,7 @@ class Submitter:
         self._marked |= call.inline > 0
         sent, found = self._with_list(unit, parent, call)
         expansion = self._submit(
-            stage, unit, units.expand, self._run, sent, *found, priority=priority
+            stage, unit, units.expand, self._run, Packed.of(sent), *found, priority=priority
         )
         self._expansions[unit] = expansion
         self._calls[unit] = call, parent
@@ -197,7 +197,7 @@ class Submitter:
             first.unit,
             units.expand_together if expands else units.process_together,
             self._run,
-            calls,
+            Packed.of(calls),
             *(one for _, one in lists.values()),
             priority=TURNS[turn] if expands else PROCESS,
             together=len(party),
@@ -304,7 +304,7 @@ class Submitter:
             expansion = self._expansions[unit] = self._sent(
                 units.expand,
                 self._run,
-                sent,
+                Packed.of(sent),
                 *found,
                 key=(f"again-{self._stages[call.stage].name}-{self._run}", unit, self._again),
                 priority=PROCESS,
@@ -333,7 +333,7 @@ class Submitter:
         self._nests = True
         stage = self._stages[call.expand.stage]
         priority = EXPAND if turn is Turn.BEHIND else NESTED
-        return self._submit(stage, unit, run_sources, self._run, call, priority=priority)
+        return self._submit(stage, unit, run_sources, self._run, Packed.of(call), priority=priority)
 
     def release(self, unit: int) -> None:
         """Let the workers forget the lists that a unit gave."""

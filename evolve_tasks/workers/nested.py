@@ -68,8 +68,14 @@ class NestedCall:
     item_s: float | None
 
 
-def run_sources(run: str, call: NestedCall) -> NestedResult:
-    """Run sources as a Dask task that submits Dask tasks."""
+def run_sources(run: str, packed: Packed) -> NestedResult:
+    """Run sources as a Dask task that submits Dask tasks.
+
+    Args:
+        run: the run.
+        packed: the `NestedCall`.
+    """
+    call: NestedCall = packed.value()
     expansion = runtime_of(run).expand(call.expand, call.expand.items.elements())
     result = NestedResult(expansion.measure)
     if any(end.size > end.ended for end in expansion.measure.ends):

@@ -15,6 +15,7 @@ from evolve_tasks.naming import error_text
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.console import forwarded
 from evolve_tasks.workers.context import context_here, flush, surrounded
+from evolve_tasks.workers.garbage import rarely_collected
 from evolve_tasks.workers.marks import Marks, marks_path
 from evolve_tasks.workers.runtime import Runtime
 from evolve_tasks.workers.task_runs import task_runs_are_of
@@ -91,6 +92,7 @@ class RunPlugin(WorkerPlugin):
     def _open(self) -> Runtime:
         spec = self._spec()
         task_runs_are_of(self._run)
+        self._stack.enter_context(rarely_collected())
         self._stack.enter_context(surrounded(spec.surroundings))
         self._stack.enter_context(forwarded(self._worker, self._run, spec.terminal_pid))
         mark, plugins = stop_name(self._run), self._worker.plugins

@@ -24,7 +24,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.ended import ended_before, kept_before, mark_ended
 from evolve_tasks.workers.plugin import runtime_of
-from evolve_tasks.workers.transport import Unpacked
+from evolve_tasks.workers.transport import Packed, Unpacked
 
 PARSED_AGAIN = (
     "when it was parsed again after a worker had died with them, so that positions mean nothing "
@@ -32,8 +32,18 @@ PARSED_AGAIN = (
 )
 
 
-def expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -> Expansion:
-    """Run an expanding stage on what comes along, or on a part of what was found; it stays here."""
+def expand(run: str, packed: Packed, found: Expansion | Slice | None = None) -> Expansion:
+    """Run an expanding stage on what comes along, or on a part of what was found; it stays here.
+
+    Args:
+        run: the run.
+        packed: the `ExpandCall`; what it says of a thousand sources is nothing to a scheduler.
+        found: the list that it takes a part of, if it does.
+    """
+    return _expand(run, packed.value(), found)
+
+
+def _expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -> Expansion:
     if call.inline and ended_before(run, call):
         call = replace(call, inline=0)
     if call.stream is not None:
@@ -58,19 +68,18 @@ def _alone(call: ExpandCall, offsets: list[int]) -> ExpandCall:
     return replace(call, sources=sources, stream=None, inline=0)
 
 
-def expand_together(
-    run: str, calls: Sequence[tuple[ExpandCall, int]], *found: Expansion | Slice
-) -> Expansion:
+def expand_together(run: str, packed: Packed, *found: Expansion | Slice) -> Expansion:
     """Run an expanding stage for several units as if they were one.
 
     Args:
         run: the run.
-        calls: each with the place of its list among those that were found; below 0 where what it
-            expands comes along.
+        packed: their `ExpandCall`s, each with the place of its list among those that were found;
+            below 0 where what it expands comes along.
         found: the lists.
     """
     items: list[Any] = []
     sources: list[SourceCall] = []
+    calls: Sequence[tuple[ExpandCall, int]] = packed.value()
     for call, place in calls:
         given = call.items.elements()
         if call.part is not None:
@@ -78,7 +87,7 @@ def expand_together(
         items += given
         sources += call.sources
     first, inline = calls[0][0], min(call.inline for call, _ in calls)
-    return expand(
+    return _expand(
         run,
         replace(first, sources=tuple(sources), items=Unpacked(items), part=None, inline=inline),
     )
@@ -89,17 +98,16 @@ def measure_together(expansion: Expansion, counts: Sequence[int]) -> Together:
     return Together(expansion.measure.divided(counts))
 
 
-def process_together(
-    run: str, calls: Sequence[tuple[ProcessCall, int]], *found: Expansion | Slice
-) -> Together:
+def process_together(run: str, packed: Packed, *found: Expansion | Slice) -> Together:
     """Run the last stage on what several units take from what was found, or on what comes along.
 
     Args:
         run: the run.
-        calls: each with the place of its list among those that were found; below 0 where its
-            items come along.
+        packed: their `ProcessCall`s, each with the place of its list among those that were found;
+            below 0 where its items come along.
         found: the lists.
     """
+    calls: Sequence[tuple[ProcessCall, int]] = packed.value()
     given = [(call, _items(call, found[place] if place >= 0 else None)) for call, place in calls]
     return Together(runtime_of(run, calls[0][0].crashes).process_together(given))
 

@@ -1571,10 +1571,10 @@ class Simulation:
             self._broken("sources are asked for while inner items wait")
         if sum(self._waiting) > self.program.buffered:
             self._broken("sources are asked for above the bound of the buffer")
-        left = None
-        if self.program.sources_known:
-            left = max(1, self.program.sources - len(self._sources))
-        self._look_at_group(action, 0, action.most, min(self._group(0, left), self._room()))
+        if self._growing():
+            self._broken("groups of sources are small, and more are asked for than needed")
+        most = min(self._group(0, self._sources_left()), self._room())
+        self._look_at_group(action, 0, action.most, most)
         self._pulling = action.most
         self._order.append(PULL)
         self._flying += action.most
@@ -1590,15 +1590,33 @@ class Simulation:
         if size < most and self._fits(stage, size + 1):
             self._broken(f"{action}: it may be {most}, and they fit")
 
-    def _group(self, stage: int, left: int | None) -> int:
-        """Sources, or inner items, in one unit, by own books."""
+    def _sources_left(self) -> int | None:
+        if not self.program.sources_known:
+            return None
+        return max(1, self.program.sources - len(self._sources))
+
+    def _growing(self) -> bool:
+        """Whether enough sources are in flight, as groups are small and will be larger (rule 7)."""
+        item_s = self._durations[self._last].mean_s
+        if self._hurried or self._last > 1 or item_s is None:
+            return False
+        if self._expected(0) > inline_items(item_s):
+            return False
+        if self._expansions() - self._giving() < AHEAD * self._busy_threads():
+            return False
+        left = self._sources_left()
+        return self._group(0, left) < self._group(0, left, seen=LARGEST_GROUP)
+
+    def _group(self, stage: int, left: int | None, seen: int | None = None) -> int:
+        """Sources, or inner items, in one unit, by own books; or if so many had been expanded."""
         parse_s, item_s = self._durations[stage].mean_s, self._durations[self._last].mean_s
         if self.program.batch is not None or parse_s is None:
             return 1
         leads, expected = stage + 1 == self._last, self._expected(stage)
         if leads and item_s is None and self._fan_outs[stage] > 0:
             return 1  # nobody knows whether lists are short
-        seen = GROWTH * self._known[stage] // self._window.threads
+        if seen is None:
+            seen = GROWTH * self._known[stage] // self._window.threads
         ceiling = min(self._ceiling(), LARGEST_GROUP, max(1, seen))
         if leads and item_s is not None and expected <= inline_items(item_s):
             parse_s += expected * item_s
@@ -1836,7 +1854,8 @@ class Simulation:
         inner = [stage for stage in range(self._last) if self._waiting[stage]]
         deepest = max(inner, default=0)
         may = self._may_expand(deepest) and self._may_stream(deepest) > 0
-        if more and wanted and not self._held_up() and may:
+        waits = not inner and self._growing()
+        if more and wanted and not self._held_up() and may and not waits:
             self._broken(f"room for {room}, and no expansion begins")
 
     def _check_end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -948,6 +949,57 @@ def test_groups_grow_with_what_has_been_expanded() -> None:
         sizes.append(min(LARGEST_GROUP, GROWTH * known))
         core.sources_arrived(sizes[-1])
     assert sizes[-1] == LARGEST_GROUP
+
+
+class Brief:
+    """Two threads, and sources of which each is worked on in less than a millisecond."""
+
+    def __init__(self) -> None:
+        self.core = evolution(in_flight=None, units=16, threads=2, batch=None, buffered=10**6)
+        self.under_way: deque[tuple[int, int]] = deque()  # unit, sources
+        self.take(self.core.begin())
+
+    def take(self, actions: list[Action]) -> None:
+        """Have all sources come that are asked for."""
+        todo = deque(actions)
+        while todo:
+            match todo.popleft():
+                case Pull(most):
+                    todo.extend(self.core.sources_arrived(most))
+                case Expand(unit=unit, start=start, stop=stop):
+                    self.under_way.append((unit, stop - start))
+
+    def end(self) -> None:
+        """The unit that began first has worked on all of its sources."""
+        unit, size = self.under_way.popleft()
+        found = [Found(5, 5)] * size
+        self.take(self.core.expanded(unit, found, seconds=1e-4 * size, inline_s=5e-4 * size))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [size for _, size in self.under_way]
+
+
+def test_few_small_groups_are_in_flight_while_the_next_ones_may_be_larger() -> None:
+    brief = Brief()
+    assert brief.sizes == [1] * AHEAD * 2
+    for _ in range(3):
+        brief.end()
+    assert brief.sizes == [1, GROWTH // 2, GROWTH, GROWTH * 3 // 2], "one for each that has ended"
+    brief.take(brief.core.waited())
+    assert len(brief.sizes) == 16, "nothing ends: brief they are not"
+
+
+def test_groups_that_are_as_large_as_they_should_be_fill_the_window_of_few_threads() -> None:
+    brief = Brief()
+    most = 0
+    while max(brief.sizes) < LARGEST_GROUP:
+        most = max(most, len(brief.sizes))
+        brief.end()
+    assert most == AHEAD * 2
+    for _ in range(6):  # with so many that none is too many to bet on their mean
+        brief.end()
+    assert len(brief.sizes) == 16
 
 
 def test_what_the_known_sources_will_give_is_expected() -> None:
