@@ -29,7 +29,7 @@ ui: $(READY)
 # Three files at a time, also on two cores: most tests wait for processes, and share none but with
 # those of their file.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Seconds, without a cluster.
 unit: $(READY)
