@@ -26,7 +26,7 @@ run: $(READY)
 ui: $(READY)
 	$(BIN)/python -m flows.in_the_ui
 
-# Three files at a time, also on two cores: most tests wait for processes, and share none but with
+# Four files at a time, also on two cores: most tests wait for processes, and share none but with
 # those of their file.
 test: lint
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -47,7 +47,7 @@ from evolve_tasks.streams import Streams
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.context import on_worker
 from evolve_tasks.workers.engines import keeps_results
-from evolve_tasks.workers.garbage import rarely_collected
+from evolve_tasks.workers.garbage import RarelyCollected
 from evolve_tasks.workers.seceding import seceded
 
 # Work that lies ready for each thread: one item running, and enough behind it that a thread
@@ -196,7 +196,7 @@ class Call:
         threads: int,
     ) -> Opened:
         options = self.options
-        stack.enter_context(rarely_collected())
+        stack.enter_context(RarelyCollected())
         console = terminal() if options.progress else None
         logger = get_run_logger()
         resuming = self._resuming(stack, logger)

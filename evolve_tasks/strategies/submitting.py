@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from distributed import Client, Future, Queue
@@ -41,8 +41,10 @@ from evolve_tasks.workers.plugin import (
 )
 from evolve_tasks.workers.priorities import EXPAND, MEASURE, NESTED, PROCESS, SOON
 from evolve_tasks.workers.streaming import forget_queues, permits_name
-from evolve_tasks.workers.transport import Packed
+from evolve_tasks.workers.transport import NOTHING, Packed
 from evolve_tasks.workers.watch import RunWatch, watch_name
+
+C = TypeVar("C", bound=ExpandCall | ProcessCall)
 
 # An expansion's Dask priority.
 TURNS: Final = {Turn.BEHIND: EXPAND, Turn.AMONG: PROCESS, Turn.BEFORE: SOON}
@@ -166,7 +168,7 @@ class Submitter:
         self._marked |= call.inline > 0
         sent, found = self._with_list(unit, parent, call)
         expansion = self._submit(
-            stage, unit, units.expand, self._run, Packed.of(sent), *found, priority=priority
+            stage, unit, units.expand, self._run, *_apart(sent), *found, priority=priority
         )
         self._expansions[unit] = expansion
         self._calls[unit] = call, parent
@@ -242,9 +244,7 @@ class Submitter:
                 call = replace(call, items=Packed.of(items))
         return call
 
-    def _with_list(
-        self, unit: int, parent: int, call: ExpandCall | ProcessCall
-    ) -> tuple[ExpandCall | ProcessCall, list[Future[Any]]]:
+    def _with_list(self, unit: int, parent: int, call: C) -> tuple[C, list[Future[Any]]]:
         """A call as it is sent, and the list that it takes its items from, if they do not come."""
         if call.part is None or (isinstance(call, ProcessCall) and call.items is not None):
             return call, []
@@ -304,7 +304,7 @@ class Submitter:
             expansion = self._expansions[unit] = self._sent(
                 units.expand,
                 self._run,
-                Packed.of(sent),
+                *_apart(sent),
                 *found,
                 key=(f"again-{self._stages[call.stage].name}-{self._run}", unit, self._again),
                 priority=PROCESS,
@@ -333,7 +333,8 @@ class Submitter:
         self._nests = True
         stage = self._stages[call.expand.stage]
         priority = EXPAND if turn is Turn.BEHIND else NESTED
-        return self._submit(stage, unit, run_sources, self._run, Packed.of(call), priority=priority)
+        packed, items = Packed.of(replace(call, expand=_bare(call.expand))), call.expand.items
+        return self._submit(stage, unit, run_sources, self._run, packed, items, priority=priority)
 
     def release(self, unit: int) -> None:
         """Let the workers forget the lists that a unit gave."""
@@ -407,6 +408,16 @@ class Submitter:
             resources=self._spec.resources.get(stage.name),
             pure=False,
         )
+
+
+def _bare(call: ExpandCall) -> ExpandCall:
+    """A call without its items, which are packed already."""
+    return replace(call, items=NOTHING)
+
+
+def _apart(call: ExpandCall) -> tuple[Packed, Packed]:
+    """A call as `units.expand` takes it."""
+    return Packed.of(_bare(call)), call.items
 
 
 def new_run_name() -> str:

@@ -68,15 +68,16 @@ class NestedCall:
     item_s: float | None
 
 
-def run_sources(run: str, packed: Packed) -> NestedResult:
+def run_sources(run: str, packed: Packed, items: Packed) -> NestedResult:
     """Run sources as a Dask task that submits Dask tasks.
 
     Args:
         run: the run.
         packed: the `NestedCall`.
+        items: the sources.
     """
     call: NestedCall = packed.value()
-    expansion = runtime_of(run).expand(call.expand, call.expand.items.elements())
+    expansion = runtime_of(run).expand(call.expand, items.elements())
     result = NestedResult(expansion.measure)
     if any(end.size > end.ended for end in expansion.measure.ends):
         # The worker's own client: shared by all tasks on it, and closed with it.

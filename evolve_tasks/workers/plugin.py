@@ -15,7 +15,7 @@ from evolve_tasks.naming import error_text
 from evolve_tasks.workers.calls import RunSpec
 from evolve_tasks.workers.console import forwarded
 from evolve_tasks.workers.context import context_here, flush, surrounded
-from evolve_tasks.workers.garbage import rarely_collected
+from evolve_tasks.workers.garbage import RarelyCollected
 from evolve_tasks.workers.marks import Marks, marks_path
 from evolve_tasks.workers.runtime import Runtime
 from evolve_tasks.workers.task_runs import task_runs_are_of
@@ -73,6 +73,7 @@ class RunPlugin(WorkerPlugin):
         self._runtime: Runtime | None = None
         self._template = copy_context()
         self._stack = ExitStack()
+        self._garbage = RarelyCollected()
 
     def settle(self) -> None:
         """Wait until this worker has been here for a moment; before what may kill it.
@@ -86,13 +87,19 @@ class RunPlugin(WorkerPlugin):
         with self._lock:
             if self._runtime is None:
                 self._template = context_here(self._context)
-                self._runtime = self._template.run(self._open)
+                try:
+                    self._runtime = self._template.run(self._open)
+                except BaseException:
+                    self._template.run(self._stack.close)  # the next task tries it again
+                    raise
+                self._garbage.__enter__()
+                if self.name not in self._worker.plugins:  # it was torn down meanwhile
+                    self._garbage.__exit__()
             return self._runtime
 
     def _open(self) -> Runtime:
         spec = self._spec()
         task_runs_are_of(self._run)
-        self._stack.enter_context(rarely_collected())
         self._stack.enter_context(surrounded(spec.surroundings))
         self._stack.enter_context(forwarded(self._worker, self._run, spec.terminal_pid))
         mark, plugins = stop_name(self._run), self._worker.plugins
@@ -134,14 +141,17 @@ class RunPlugin(WorkerPlugin):
 
     async def teardown(self, worker: Worker) -> None:
         """Send what Prefect still holds back on this worker."""
+        self._garbage.__exit__()
         if self._runtime is None:
             return
         self._runtime.close()
         self._runtime = None
-        await flush(worker)
-        # The connection may be gone with the flow; there is nobody left to tell.
-        with suppress(Exception):
-            self._template.run(self._stack.close)
+        try:
+            await flush(worker)
+        finally:
+            # The connection may be gone with the flow; there is nobody left to tell.
+            with suppress(Exception):
+                self._template.run(self._stack.close)
 
 
 def runtime_of(run: str, crashes: int = 0) -> Runtime:

@@ -32,15 +32,19 @@ PARSED_AGAIN = (
 )
 
 
-def expand(run: str, packed: Packed, found: Expansion | Slice | None = None) -> Expansion:
+def expand(
+    run: str, packed: Packed, items: Packed, found: Expansion | Slice | None = None
+) -> Expansion:
     """Run an expanding stage on what comes along, or on a part of what was found; it stays here.
 
     Args:
         run: the run.
         packed: the `ExpandCall`; what it says of a thousand sources is nothing to a scheduler.
+        items: its items, which may be large and are packed only once.
         found: the list that it takes a part of, if it does.
     """
-    return _expand(run, packed.value(), found)
+    call: ExpandCall = packed.value()
+    return _expand(run, replace(call, items=items), found)
 
 
 def _expand(run: str, call: ExpandCall, found: Expansion | Slice | None = None) -> Expansion:

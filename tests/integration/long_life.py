@@ -128,7 +128,8 @@ class Held:
         serving_mb: resident, in the process that serves the flow.
         scheduler_mb: in that of the scheduler.
         workers_mb: in those of the workers and their nannies.
-        workers_used_mb: of that, allocated by workers from the system and not freed.
+        workers_used_mb: of that, allocated by workers from the system and not freed, but for what
+            Python's own allocator has for small objects.
         workers_blocks: what they have allocated from Python, and not freed.
         workers_free_mb: free in workers, on pages of their heap that are resident.
         tasks: that the scheduler knows.

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, SchedulerPlugin
 from prefect import flow
 
 from evolve_tasks import EvolveTaskRunner, evolve
 from evolve_tasks.options import StrategyName
-from evolve_tasks.workers import calls
 from evolve_tasks.workers.garbage import RARE
 from tests.integration.waiting import until
 
@@ -61,36 +60,35 @@ def test_garbage_is_looked_for_rarely_during_the_run_alone(
 
     assert night() == [RARE] * 7
     assert while_open == [RARE]
-    assert gc.get_threshold() == before != RARE
+    assert gc.get_threshold() == before
     until(lambda: client.run(thresholds_here) == there, "workers have theirs again")
     assert RARE not in there.values()
 
 
-def count_source_calls() -> None:
-    """Count what is unpickled of calls in this process from now on."""
-    unpickle = calls._source_call
+class Listening(SchedulerPlugin):
+    """Keeps what a scheduler has of the arguments of tasks."""
 
-    def counting(*arguments: Any) -> Any:
-        calls.unpickled += 1  # type: ignore[attr-defined]
-        return unpickle(*arguments)
+    name = "listening"
 
-    calls.unpickled = 0  # type: ignore[attr-defined]
-    calls._source_call = counting
+    def __init__(self) -> None:
+        self.found: set[str] = set()
 
-
-def source_calls() -> int:
-    return calls.unpickled  # type: ignore[attr-defined, no-any-return]
+    def update_graph(self, scheduler: Any, *, keys: Any, **_: Any) -> None:
+        for key in keys:
+            for argument in getattr(scheduler.tasks[key].run_spec, "args", ()):
+                self.found.add(type(argument).__name__)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_scheduler_never_unpacks_what_is_sent(client: Client, strategy: StrategyName) -> None:
-    client.run_on_scheduler(count_source_calls)
-    client.run(count_source_calls)
+def test_what_is_said_of_sources_is_nothing_to_a_scheduler(strategy: StrategyName) -> None:
+    listening = Listening()
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        cluster.scheduler.add_plugin(listening)
 
-    @flow(task_runner=EvolveTaskRunner(address=client.scheduler.address))
-    def night() -> list[Any]:
-        return evolve([0] * 50, numbers_below, abs, strategy=strategy).by_source
+        @flow(task_runner=EvolveTaskRunner(cluster=cluster))
+        def night() -> list[Any]:
+            return evolve([2] * 50, numbers_below, abs, strategy=strategy).by_source
 
-    assert night() == [(0, [])] * 50
-    assert sum(client.run(source_calls).values()) >= 50, "workers do"
-    assert client.run_on_scheduler(source_calls) == 0
+        assert night() == [(2, [0, 1])] * 50
+    assert "Packed" in listening.found
+    assert not listening.found & {"ExpandCall", "NestedCall", "SourceCall", "list", "tuple"}

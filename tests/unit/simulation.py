@@ -199,7 +199,7 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         fan_out = None if fan_out is None or fan_out > 5 else fan_out // 2
     streams = 0.0 if single else random.choice((0, 0, 0, 0.2))
     kinds = [tuple(range(stages - 1)), (0,), (stages - 2,)]
-    return Program(
+    program = Program(
         stages=stages,
         window=_window(random, batch),
         buffered=random.choice((1, 2, 5, 10, 50, 200, 1_000, 10_000, random.randint(1, 10_000))),
@@ -243,6 +243,25 @@ def program_of(random: Random, stages: int | None = None) -> Program:
         told_of=tuple(stage for stage in range(1, stages - 1) if random.random() < 0.5),
         leads_on=leads > 0 and random.random() < 0.5,
         by_level=leads > 0 and random.random() < 0.4,
+    )
+    if stages == 2 and batch is None and not adopts and random.random() < 0.15:
+        return _brief(random, program)
+    return program
+
+
+def _brief(random: Random, program: Program) -> Program:
+    """The same with many brief sources, of which groups are made, for few threads."""
+    return replace(
+        program,
+        window=Window(units=random.choice((8, 16, 32)), threads=random.choice((1, 1, 2, 3))),
+        buffered=random.choice((1_000, 10_000)),
+        sources=random.randint(20, 200),
+        sources_break_at=None,
+        fan_out=random.choice((0, 1, 1, 2)),
+        parse_s=random.choice((1e-5, 1e-3)),
+        item_s=random.choice((1e-5, 1e-3)),
+        unit_lost=random.choice((0, 0.05)),
+        max_items=None,
     )
 
 
@@ -407,6 +426,7 @@ class Simulation:
         self._beside_a_pull = False  # what began last, in a window without room
         self._party: tuple[int, int, int] | None = None  # to which more may come: rule 11
         self.went_together = 0
+        self.held_back = 0
         self._salt = self.random.random()
         self.deaths: Counter[tuple[int, ...]] = Counter()  # by who is guilty
 
@@ -1855,6 +1875,7 @@ class Simulation:
         deepest = max(inner, default=0)
         may = self._may_expand(deepest) and self._may_stream(deepest) > 0
         waits = not inner and self._growing()
+        self.held_back += waits
         if more and wanted and not self._held_up() and may and not waits:
             self._broken(f"room for {room}, and no expansion begins")
 

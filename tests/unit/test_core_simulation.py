@@ -144,6 +144,7 @@ def _note(simulation: Simulation, seen: Counter[str]) -> None:
     seen["lists forgotten before their unit ended"] += simulation.forgotten > 0
     seen["inner items told of"] += simulation.told > 0
     seen["short lists that go together"] += simulation.went_together > 0
+    seen["groups that grow"] += simulation.held_back > 0
     seen["limited by max_items"] += simulation.core.limited is not None
     seen["too deep"] += simulation.core.too_deep > 0
     seen["batch above the window"] += (program.batch or 0) > (program.window.in_flight or 10**6)
@@ -212,7 +213,7 @@ EXPECTED = (
     *("gave", "add_extra", "extra_ended", "pause", "resume", "waited"),
     *("items that found more", "items found again", "limited by max_items", "too deep"),
     *("lists forgotten before their unit ended", "inner items told of"),
-    "short lists that go together",
+    *("short lists that go together", "groups that grow"),
     *(
         "crashed",
         "given up",
