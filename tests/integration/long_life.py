@@ -55,18 +55,8 @@ MB = 1e6
 # A process may keep so much more after some runs than after others, for its buffers; what is
 # more, and more again in the next ten runs, is a leak.
 RESIDENT_MB = 4.0
-# In use is what it is: what workers have allocated, and not freed. Blocks of Python's have some
-# hundred bytes each: so many are as much.
+# In use is what it is: what workers have allocated, and not freed.
 USED_MB = 1.0
-BLOCKS = 10_000
-
-ALLOWED = {
-    "serving_mb": RESIDENT_MB,
-    "scheduler_mb": RESIDENT_MB,
-    "workers_mb": RESIDENT_MB,
-    "workers_used_mb": USED_MB,
-    "workers_blocks": BLOCKS,
-}
 
 DASKS_OWN = {"pooled", "clients_topics"}
 
@@ -74,10 +64,10 @@ DASKS_OWN = {"pooled", "clients_topics"}
 # it is judged there, and printed for those who ask what has grown.
 NOT_JUDGED = DASKS_OWN | {"workers_free_mb"}
 
-# glibc has a heap for each of some threads: what is left of peaks looks like growth. One heap gives
-# back each page that is free. Small objects stay with Python's own allocator, as they do for users:
-# by glibc's, what is free between them grows until a heap has aged for some 35 runs.
-FREE_IS_GIVEN_BACK = {"MALLOC_ARENA_MAX": "1"}
+# Python's own allocator gives a megabyte back when nothing of it is used, and glibc has a heap for
+# each of some threads: what is left of peaks looks like growth. So each free page is given back,
+# and glibc knows what is in use.
+FREE_IS_GIVEN_BACK = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
 
 # Dask's settings for what it notes: lines of its log, samples of its monitor, transitions,
 # computations, profiles, and events of clients that have left.
@@ -128,9 +118,7 @@ class Held:
         serving_mb: resident, in the process that serves the flow.
         scheduler_mb: in that of the scheduler.
         workers_mb: in those of the workers and their nannies.
-        workers_used_mb: of that, allocated by workers from the system and not freed, but for what
-            Python's own allocator has for small objects.
-        workers_blocks: what they have allocated from Python, and not freed.
+        workers_used_mb: of that, allocated by workers and not freed.
         workers_free_mb: free in workers, on pages of their heap that are resident.
         tasks: that the scheduler knows.
         metadata: entries in its task metadata.
@@ -149,7 +137,6 @@ class Held:
     scheduler_mb: float
     workers_mb: float
     workers_used_mb: float
-    workers_blocks: int
     workers_free_mb: float
     tasks: int
     metadata: int
@@ -163,7 +150,8 @@ class Held:
         told = []
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
-            allowed = ALLOWED.get(field.name, 0)
+            allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
+            allowed = USED_MB if field.name == "workers_used_mb" else allowed
             if field.name not in NOT_JUDGED and now > then + allowed:
                 told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
         return told
@@ -290,7 +278,6 @@ def _heap() -> dict[str, float]:
     # What is larger than a page or some has a mapping of its own, all of which is in use.
     return {
         "workers_used_mb": float(told.uordblks + told.hblkhd) / MB,
-        "workers_blocks": sys.getallocatedblocks(),
         "workers_free_mb": float(resident - told.uordblks) / MB,
     }
 
