@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -65,16 +65,23 @@ class Tally:
 
 
 class Site:
-    """A Prefect server, a scheduler and two workers with two threads, as processes.
+    """A Prefect server, a scheduler and workers with two threads, as processes.
 
     Args:
         home: an empty folder.
         environment: what the Dask processes have beside that of the tests.
+        workers: what each worker has beside that; so many workers there are.
     """
 
-    def __init__(self, home: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        environment: Mapping[str, str] | None = None,
+        workers: Sequence[Mapping[str, str]] = ({}, {}),
+    ) -> None:
         self._home = home
         self._environment = environment or {}
+        self._workers = workers
         self.server = Server(home / "prefect")
         self.scheduler = f"tcp://127.0.0.1:{free_port()}"
         self.cluster: list[subprocess.Popen[bytes]] = []
@@ -93,10 +100,11 @@ class Site:
             _process(self._home, environment, "distributed.cli.dask_scheduler", "--port", port),
             *(
                 _process(
-                    *(self._home, environment, "distributed.cli.dask_worker", self.scheduler),
+                    *(self._home, environment | dict(own)),
+                    *("distributed.cli.dask_worker", self.scheduler),
                     *("--nthreads", "2", "--local-directory", str(self._home)),
                 )
-                for _ in range(2)
+                for own in self._workers
             ),
         ]
 
@@ -129,9 +137,13 @@ def _process(
 
 
 @contextmanager
-def site(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Site]:
+def site(
+    home: Path,
+    environment: Mapping[str, str] | None = None,
+    workers: Sequence[Mapping[str, str]] = ({}, {}),
+) -> Iterator[Site]:
     """A site that is there for a while."""
-    here = Site(home, environment)
+    here = Site(home, environment, workers)
     with ExitStack() as stack:
         stack.callback(here.stop)
         here.start()

@@ -2,9 +2,14 @@
 
     python -m tests.integration.long_life --runs 60
 
-A server, a scheduler, two workers and a process that serves a flow live as long as this does; the
+A server, a scheduler, four workers and a process that serves a flow live as long as this does; the
 flow is run again and again. After every tenth run a line tells what these processes hold. It ends
 with 1 if something grows with the runs.
+
+Two workers are as users have them: what is resident is judged in these. Python keeps to itself what
+small objects have, and tells how many there are, not how large. So two more have glibc's allocator
+for all of it, which knows each byte that is in use: that is judged in those. What is resident there
+is not: between objects of all sizes more and more is free until a heap has aged for some 35 runs.
 
 Memory that is free, and that Dask's processes keep for later, is given back before each look. Not
 judged is what Dask keeps by itself: connections between its processes, for the next time that as
@@ -60,14 +65,16 @@ USED_MB = 1.0
 
 DASKS_OWN = {"pooled", "clients_topics"}
 
-# What is free between objects, on pages that cannot be given back, is a part of what is resident:
-# it is judged there, and printed for those who ask what has grown.
-NOT_JUDGED = DASKS_OWN | {"workers_free_mb"}
+# Where each byte in use is counted, what is free beside it is printed for those who ask.
+NOT_JUDGED = DASKS_OWN | {"counted_mb", "counted_free_mb"}
 
-# Python's own allocator gives a megabyte back when nothing of it is used, and glibc has a heap for
-# each of some threads: what is left of peaks looks like growth. So each free page is given back,
-# and glibc knows what is in use.
-FREE_IS_GIVEN_BACK = {"PYTHONMALLOC": "malloc", "MALLOC_ARENA_MAX": "1"}
+# glibc has a heap for each of some threads: what is left of peaks looks like growth. One heap gives
+# back each page that is free.
+FREE_IS_GIVEN_BACK = {"MALLOC_ARENA_MAX": "1"}
+
+# glibc knows what is in use of all that it has allocated.
+COUNTED = {"PYTHONMALLOC": "malloc"}
+WORKERS = ({}, {}, COUNTED, COUNTED)
 
 # Dask's settings for what it notes: lines of its log, samples of its monitor, transitions,
 # computations, profiles, and events of clients that have left.
@@ -117,9 +124,10 @@ class Held:
         threads: of all.
         serving_mb: resident, in the process that serves the flow.
         scheduler_mb: in that of the scheduler.
-        workers_mb: in those of the workers and their nannies.
-        workers_used_mb: of that, allocated by workers and not freed.
-        workers_free_mb: free in workers, on pages of their heap that are resident.
+        workers_mb: in those of the workers as users have them, and their nannies.
+        counted_mb: in those of the others.
+        counted_used_mb: of that, allocated by these workers and not freed.
+        counted_free_mb: free in these workers, on pages of their heap that are resident.
         tasks: that the scheduler knows.
         metadata: entries in its task metadata.
         plugins: of the scheduler, and of workers as it knows them.
@@ -136,8 +144,9 @@ class Held:
     serving_mb: float
     scheduler_mb: float
     workers_mb: float
-    workers_used_mb: float
-    workers_free_mb: float
+    counted_mb: float
+    counted_used_mb: float
+    counted_free_mb: float
     tasks: int
     metadata: int
     plugins: int
@@ -151,7 +160,7 @@ class Held:
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
             allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
-            allowed = USED_MB if field.name == "workers_used_mb" else allowed
+            allowed = USED_MB if field.name == "counted_used_mb" else allowed
             if field.name not in NOT_JUDGED and now > then + allowed:
                 told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
         return told
@@ -165,14 +174,17 @@ class Life:
         pids = [process.pid for process in here.cluster]
         self._scheduler = psutil.Process(pids[0])
         self._workers = [psutil.Process(pid) for pid in pids[1:]]
+        pairs = list(zip(self._workers, WORKERS, strict=True))
+        self._counted = [worker for worker, own in pairs if own == COUNTED]
         self._client = client
 
     def held(self) -> Held:
         """What they hold."""
         serving, scheduler = [self._serving], [self._scheduler]
         serving += self._serving.children(recursive=True)
-        workers = [p for w in self._workers for p in (w, *w.children(recursive=True))]
-        everybody = serving + scheduler + workers
+        workers = _with_children([one for one in self._workers if one not in self._counted])
+        counted = _with_children(self._counted)
+        everybody = serving + scheduler + workers + counted
 
         def on_scheduler(dask_scheduler: Any) -> dict[str, int]:
             topics = list(dask_scheduler._broker._topics)
@@ -187,10 +199,11 @@ class Life:
             }
 
         def on_worker(dask_worker: Any) -> dict[str, float]:
+            is_counted = COUNTED.items() <= os.environ.items()
             return {
                 "pooled": _given_back(),
                 "worker_plugins": len(dask_worker.plugins),
-                **_heap(),
+                **(_heap() if is_counted else {}),
             }
 
         counts: dict[str, Any] = self._client.run_on_scheduler(on_scheduler)
@@ -209,6 +222,7 @@ class Life:
             serving_mb=_resident(serving),
             scheduler_mb=_resident(scheduler),
             workers_mb=_resident(workers),
+            counted_mb=_resident(counted),
             **counts,
         )
 
@@ -277,9 +291,13 @@ def _heap() -> dict[str, float]:
     resident = sum(one.rss for one in psutil.Process().memory_maps() if one.path == "[heap]")
     # What is larger than a page or some has a mapping of its own, all of which is in use.
     return {
-        "workers_used_mb": float(told.uordblks + told.hblkhd) / MB,
-        "workers_free_mb": float(resident - told.uordblks) / MB,
+        "counted_used_mb": float(told.uordblks + told.hblkhd) / MB,
+        "counted_free_mb": float(resident - told.uordblks) / MB,
     }
+
+
+def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [one for process in processes for one in (process, *process.children(recursive=True))]
 
 
 def _resident(processes: list[psutil.Process]) -> float:
@@ -342,7 +360,7 @@ def live(home: Path, runs: int) -> int:
         How many things have grown.
     """
     with (
-        site(home, BRIEF_NOTES | FREE_IS_GIVEN_BACK) as here,
+        site(home, BRIEF_NOTES | FREE_IS_GIVEN_BACK, WORKERS) as here,
         temporary_settings({PREFECT_API_URL: here.server.url}),
         _served(here, home) as serving,
         Client(here.scheduler, set_as_default=False) as dask,
