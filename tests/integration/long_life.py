@@ -1,22 +1,21 @@
 """Runs of a served flow, one after another, and whether anything grows with them.
 
-    python -m tests.integration.long_life --runs 60
+    python -m tests.integration.long_life --runs 80
 
 A server, a scheduler, four workers and a process that serves a flow live as long as this does; the
 flow is run again and again. After every tenth run a line tells what these processes hold. It ends
-with 1 if something grows with the runs.
+with 1 if they hold more after the last run than after the twentieth.
 
 Two workers are as users have them: what is resident is judged in these. Python keeps to itself what
 small objects have, and tells how many there are, not how large. So two more have glibc's allocator
 for all of it, which knows each byte that is in use: that is judged in those. What is resident there
 is not: between objects of all sizes more and more is free until a heap has aged for some 35 runs.
 
-Memory that is free, and that Dask's processes keep for later, is given back before each look. Not
-judged is what Dask keeps by itself: connections between its processes, for the next time that as
-many are used at once, and an empty topic for each client that there ever was. What it notes of what
-it did has bounds that are reached after an hour or so: here they are reached before the first look.
-What cannot be set is thrown away before each look: the last 100,000 names of tasks that a process
-has taken apart.
+What Dask's processes keep for later is given back before each look: memory that is free, and
+connections with each other that nobody uses. Not judged is what Dask keeps by itself, an empty
+topic for each client that there ever was. What it notes of what it did has bounds that are reached
+after an hour or so: here they are reached before the first look. What cannot be set is thrown away
+before each look: the last 100,000 names of tasks that a process has taken apart.
 """
 
 from __future__ import annotations
@@ -53,6 +52,8 @@ from tests.integration.waiting import until
 
 NAME = "long-life"
 EVERY = 10  # runs between two lines
+# So many bring in what is used for good: modules, caches, a client on each worker.
+FIRST = 20
 LIMIT_S = 180.0  # for one run
 SETTLED_S = 60.0  # until what a run used has been given back
 MB = 1e6
@@ -63,10 +64,8 @@ RESIDENT_MB = 4.0
 # In use is what it is: what workers have allocated, and not freed.
 USED_MB = 1.0
 
-DASKS_OWN = {"pooled", "clients_topics"}
-
-# Where each byte in use is counted, what is free beside it is printed for those who ask.
-NOT_JUDGED = DASKS_OWN | {"counted_mb", "counted_free_mb"}
+# Dask's own; and where each byte in use is counted, what is free beside it, for those who ask.
+NOT_JUDGED = {"clients_topics", "counted_mb", "counted_free_mb"}
 
 # glibc has a heap for each of some threads: what is left of peaks looks like growth. One heap gives
 # back each page that is free.
@@ -117,10 +116,9 @@ class Held:
 
     Args:
         processes: those that serve the flow, and those of the scheduler and the workers.
-        files: that they have open, connections among them, but for those in Dask's pools and with
-            whoever looks.
+        files: that they have open, connections among them, but for those with whoever looks, and
+            those that Dask's pools have opened again since they were emptied.
         connections: of these.
-        pooled: connections in Dask's pools, where they are used again.
         threads: of all.
         serving_mb: resident, in the process that serves the flow.
         scheduler_mb: in that of the scheduler.
@@ -139,7 +137,6 @@ class Held:
     processes: int
     files: int
     connections: int
-    pooled: int
     threads: int
     serving_mb: float
     scheduler_mb: float
@@ -155,14 +152,14 @@ class Held:
     worker_plugins: int
 
     def grown(self, before: Held) -> list[str]:
-        """What is more than it was, but for what Dask keeps by itself."""
+        """What is more than it was, of what is judged."""
         told = []
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
             allowed = RESIDENT_MB if field.name.endswith("_mb") else 0
             allowed = USED_MB if field.name == "counted_used_mb" else allowed
             if field.name not in NOT_JUDGED and now > then + allowed:
-                told.append(f"{field.name} {then:,.0f} -> {now:,.0f}")
+                told.append(f"{field.name} {_told(then)} -> {_told(now)}")
         return told
 
 
@@ -185,6 +182,9 @@ class Life:
         workers = _with_children([one for one in self._workers if one not in self._counted])
         counted = _with_children(self._counted)
         everybody = serving + scheduler + workers + counted
+
+        self._client.run_on_scheduler(_close_unused)
+        self._client.run(_close_unused)
 
         def on_scheduler(dask_scheduler: Any) -> dict[str, int]:
             topics = list(dask_scheduler._broker._topics)
@@ -213,7 +213,7 @@ class Life:
         connections = [one for process in everybody for one in process.net_connections("inet")]
         mine = {one.laddr for one in psutil.Process().net_connections("inet")}
         # Both ends of those in pools, and those with whoever looks.
-        apart = 2 * counts["pooled"] + sum(one.raddr in mine for one in connections)
+        apart = 2 * counts.pop("pooled") + sum(one.raddr in mine for one in connections)
         return Held(
             processes=len(everybody),
             files=sum(process.num_fds() for process in everybody) - apart,
@@ -271,13 +271,23 @@ def _transitions(dask_scheduler: Any) -> int:
     return int(dask_scheduler.transition_counter)
 
 
+def _pools() -> list[ConnectionPool]:
+    # A server has one, and so have the clients that tasks use there.
+    return list(ConnectionPool._instances)
+
+
+def _close_unused() -> None:
+    """Let a process of Dask close the connections that it keeps for later."""
+    for pool in _pools():
+        pool.collect()
+
+
 def _given_back() -> int:
-    """Let a process of Dask give back what it keeps for later; connections in its pools."""
+    """Let a process of Dask give back what else it keeps for later; connections in its pools."""
     key_split.cache_clear()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    # A server has one, and so have the clients that tasks use there.
-    return sum(pool.open for pool in list(ConnectionPool._instances))
+    return sum(pool.open for pool in _pools())
 
 
 def _heap() -> dict[str, float]:
@@ -298,6 +308,10 @@ def _heap() -> dict[str, float]:
 
 def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [one for process in processes for one in (process, *process.children(recursive=True))]
+
+
+def _told(value: float) -> str:
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _resident(processes: list[psutil.Process]) -> float:
@@ -354,7 +368,7 @@ def live(home: Path, runs: int) -> int:
 
     Args:
         home: an empty folder.
-        runs: how often.
+        runs: how often, at least 30: two looks are compared.
 
     Returns:
         How many things have grown.
@@ -371,23 +385,21 @@ def live(home: Path, runs: int) -> int:
         names = [field.name for field in fields(Held)]
         print("runs", *names, sep="\t")  # noqa: T201
         looks: list[Held] = []
+        first = FIRST // EVERY - 1
         connections: list[Counter[str]] = []
         for number, parameters in enumerate(islice(cycle(KINDS), runs), start=1):
             _run(client, parameters)
             if number % EVERY == 0:
-                looks.append(life.settled(looks[0] if looks else None))
+                looks.append(life.settled(looks[first] if len(looks) > first else None))
                 connections.append(life.connections())
-                values = (getattr(looks[-1], name) for name in names)
-                print(number, *(f"{value:,.0f}" for value in values), sep="\t", flush=True)  # noqa: T201
-        assert life.transitions() > 10 * runs or not runs, "runs did not use the cluster"
-    if len(looks) < 2:
-        return 0
-    # The first ten runs bring in what is used for good: modules, caches.
-    grown = looks[-1].grown(looks[0])
+                values = (_told(getattr(looks[-1], name)) for name in names)
+                print(number, *values, sep="\t", flush=True)  # noqa: T201
+        assert life.transitions() > 10 * runs, "runs did not use the cluster"
+    grown = looks[-1].grown(looks[first])
     for text in grown:
         print(f"it grew: {text}")  # noqa: T201
     if grown:
-        print(f"connections since then: {connections[-1] - connections[0]}")  # noqa: T201
+        print(f"connections since then: {connections[-1] - connections[first]}")  # noqa: T201
     return len(grown)
 
 
@@ -396,8 +408,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.integration.long_life", description=__doc__
     )
-    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--runs", type=int, default=80)
     given = parser.parse_args()
+    if given.runs < FIRST + EVERY:
+        parser.error(
+            f"--runs {given.runs}: the first look is after {FIRST} runs, so at least "
+            f"{FIRST + EVERY} are needed to see what grows"
+        )
     with tempfile.TemporaryDirectory(prefix="evolve-life-", ignore_cleanup_errors=True) as home:
         return int(live(Path(home), given.runs) > 0)
 
