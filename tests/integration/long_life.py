@@ -183,14 +183,14 @@ class Life:
         counted = _with_children(self._counted)
         everybody = serving + scheduler + workers + counted
 
-        self._client.run_on_scheduler(_close_unused)
-        self._client.run(_close_unused)
+        for asked in _close_unused, _give_back:
+            self._client.run_on_scheduler(asked)
+            self._client.run(asked)
 
         def on_scheduler(dask_scheduler: Any) -> dict[str, int]:
             topics = list(dask_scheduler._broker._topics)
             ours = [topic for topic in topics if topic.startswith("evolve")]
             return {
-                "pooled": _given_back(),
                 "tasks": len(dask_scheduler.tasks),
                 "metadata": len(dask_scheduler.task_metadata),
                 "plugins": len(dask_scheduler.plugins) + len(dask_scheduler.worker_plugins),
@@ -201,7 +201,6 @@ class Life:
         def on_worker(dask_worker: Any) -> dict[str, float]:
             is_counted = COUNTED.items() <= os.environ.items()
             return {
-                "pooled": _given_back(),
                 "worker_plugins": len(dask_worker.plugins),
                 **(_heap() if is_counted else {}),
             }
@@ -210,14 +209,11 @@ class Life:
         for more in self._client.run(on_worker).values():
             for name, count in more.items():
                 counts[name] = counts.get(name, 0) + count
-        connections = [one for process in everybody for one in process.net_connections("inet")]
-        mine = {one.laddr for one in psutil.Process().net_connections("inet")}
-        # Both ends of those in pools, and those with whoever looks.
-        apart = 2 * counts.pop("pooled") + sum(one.raddr in mine for one in connections)
+        files, connections = self._open(everybody)
         return Held(
             processes=len(everybody),
-            files=sum(process.num_fds() for process in everybody) - apart,
-            connections=len(connections) - apart,
+            files=files,
+            connections=connections,
             threads=sum(process.num_threads() for process in everybody),
             serving_mb=_resident(serving),
             scheduler_mb=_resident(scheduler),
@@ -225,6 +221,23 @@ class Life:
             counted_mb=_resident(counted),
             **counts,
         )
+
+    def _open(self, processes: list[psutil.Process]) -> tuple[int, int]:
+        """Files and connections that these have open, at a moment when none opens or closes any."""
+
+        def is_quiet() -> bool:
+            nonlocal files, connections, pooled
+            files, connections = _files(processes), _connections(processes)
+            pooled = self._client.run_on_scheduler(_pooled)
+            pooled += sum(self._client.run(_pooled).values())
+            return (files, connections) == (_files(processes), _connections(processes))
+
+        files, connections, pooled = 0, list[Any](), 0
+        until(is_quiet, "no connection is opened or closed for a moment", SETTLED_S)
+        mine = {one.laddr for one in _connections([psutil.Process()])}
+        # Both ends of those in pools, and those with whoever looks.
+        apart = 2 * pooled + sum(one.raddr in mine for one in connections)
+        return files - apart, len(connections) - apart
 
     def connections(self) -> Counter[str]:
         """Who is connected with whom, each end by itself, for those who ask why there are more."""
@@ -235,7 +248,7 @@ class Life:
         ends = [
             (name, one)
             for pid, name in named.items()
-            for one in psutil.Process(pid).net_connections("inet")
+            for one in _connections([psutil.Process(pid)])
         ]
         owner = {one.laddr: name for name, one in ends}
         return Counter(
@@ -282,12 +295,16 @@ def _close_unused() -> None:
         pool.collect()
 
 
-def _given_back() -> int:
-    """Let a process of Dask give back what else it keeps for later; connections in its pools."""
+def _pooled() -> int:
+    """Connections that this process has in its pools."""
+    return sum(pool.open for pool in _pools())
+
+
+def _give_back() -> None:
+    """Let a process of Dask give back what else it keeps for later."""
     key_split.cache_clear()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return sum(pool.open for pool in _pools())
 
 
 def _heap() -> dict[str, float]:
@@ -312,6 +329,14 @@ def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def _told(value: float) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _files(processes: list[psutil.Process]) -> int:
+    return sum(process.num_fds() for process in processes)
+
+
+def _connections(processes: list[psutil.Process]) -> list[Any]:
+    return [one for process in processes for one in process.net_connections("inet")]
 
 
 def _resident(processes: list[psutil.Process]) -> float:
