@@ -50,9 +50,9 @@ clusters: $(READY)
 	$(VENV)/clusters/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,clusters]'
 	$(VENV)/clusters/bin/python -m pytest tests/integration/test_clusters_doc.py
 
-# A served flow that is run eighty times: prints what its processes hold, and fails if that grows.
+# A served flow that is run 120 times: prints what its processes hold, and fails if that grows.
 soak-served: $(READY)
-	$(BIN)/python -m tests.integration.long_life --runs 80
+	$(BIN)/python -m tests.integration.long_life --runs 120
 
 lint: $(READY)
 	$(BIN)/ruff check .
