@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import dask
@@ -12,6 +14,8 @@ from dask.utils import parse_timedelta
 from distributed import Client, Scheduler
 
 from evolve_tasks.errors import ClusterLost, ClusterUnfit
+
+logger = logging.getLogger(__name__)
 
 # How long a run goes on without a worker that could run it, unless Dask's own setting says
 # otherwise: adaptive clusters may need some minutes for their first machine.
@@ -46,7 +50,11 @@ class Serving:
             ClusterLost: there has been no worker for `no_workers_s()`.
             ClusterUnfit: for as long no worker has had what a stage takes.
         """
-        self._require_any()
+        with _if_it_can_be_asked():
+            self._require_any()
+            self._require_stages(stages)
+
+    def _require_stages(self, stages: Collection[str]) -> None:
         takes = {stage: self._resources[stage] for stage in stages if self._resources.get(stage)}
         offers = self._offers() if takes else []
         for stage, wanted in takes.items():
@@ -69,7 +77,11 @@ class Serving:
             ClusterLost: there has been no worker for `no_workers_s()`.
             ClusterUnfit: for as long no worker has been able to run it, or what it waits for.
         """
-        self._require_any()
+        with _if_it_can_be_asked():
+            self._require_any()
+            self._require_runnable(key)
+
+    def _require_runnable(self, key: Key) -> None:
         found: Unrunnable | None = self._client.run_on_scheduler(unrunnable, key)
         if found is not None and found.since_s >= no_workers_s():
             raise ClusterUnfit(
@@ -130,6 +142,19 @@ class Serving:
             self._since.pop(stage, None)
             return False
         return now - self._since.setdefault(stage, now) >= no_workers_s()
+
+
+@contextmanager
+def _if_it_can_be_asked() -> Iterator[None]:
+    """Leave it for the next time if the scheduler is not there.
+
+    If it is gone for good, Dask cancels what is in flight there, and who waits for that is told:
+    by its futures, with an error that says what was lost.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.debug("The scheduler cannot be asked at this moment: %r", error)
 
 
 class Unrunnable(NamedTuple):

@@ -27,6 +27,7 @@ from evolve_tasks import (
     InvalidInput,
     evolve,
 )
+from evolve_tasks.serving import Serving
 from tests.conformance.flows import in_flow
 from tests.integration.servers import free_port
 from tests.integration.slow_work import begun, many, slowly
@@ -304,10 +305,11 @@ def test_wrong_resources_are_refused(tmp_path: Path, thread_workers: str) -> Non
 # -- the scheduler -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["async", "nested"])
-def test_a_scheduler_that_is_gone_is_told_of(strategy: Any, tmp_path: Path) -> None:
+@contextmanager
+def scheduler() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A scheduler that may be killed, and its address."""
     address = f"tcp://127.0.0.1:{free_port()}"
-    scheduler = subprocess.Popen(
+    process = subprocess.Popen(
         [
             *(sys.executable, "-m", "distributed.cli.dask_scheduler"),
             *("--port", address.rpartition(":")[2], "--no-dashboard"),
@@ -316,20 +318,42 @@ def test_a_scheduler_that_is_gone_is_told_of(strategy: Any, tmp_path: Path) -> N
         stderr=subprocess.DEVNULL,
     )
     try:
-        with worker(address, tmp_path):
-
-            def kill() -> None:
-                until(lambda: begun(tmp_path) >= 5, "it works")
-                scheduler.send_signal(signal.SIGKILL)
-
-            killer = threading.Thread(target=kill)
-            killer.start()
-            with pytest.raises(ClusterLost, match="see that the scheduler is up"):
-                in_flow(
-                    EvolveTaskRunner(address=address),
-                    lambda: evolve([str(tmp_path)], many, slowly, strategy=strategy),
-                )
-            killer.join()
+        yield address, process
     finally:
-        scheduler.kill()
-        scheduler.wait()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("strategy", ["async", "nested"])
+def test_a_scheduler_that_is_gone_is_told_of(strategy: Any, tmp_path: Path) -> None:
+    with scheduler() as (address, process), worker(address, tmp_path):
+
+        def kill() -> None:
+            until(lambda: begun(tmp_path) >= 5, "it works")
+            process.send_signal(signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ClusterLost, match="see that the scheduler is up"):
+            in_flow(
+                EvolveTaskRunner(address=address),
+                lambda: evolve([str(tmp_path)], many, slowly, strategy=strategy),
+            )
+        killer.join()
+
+
+def test_futures_tell_of_a_scheduler_that_is_gone_though_it_is_just_being_asked() -> None:
+    # A run asks now and then whether there are workers: the scheduler may die at that moment.
+    with (
+        scheduler() as (address, process),
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        Client(address, set_as_default=False) as client,
+    ):
+        serving = Serving(client, {})
+        future = client.submit(len, "there is no worker")
+        serving.require([])
+        process.kill()
+        process.wait()
+        serving.require([])
+        serving.require_for(future.key)
+        until(lambda: future.status == "cancelled", "Dask has cancelled it")
