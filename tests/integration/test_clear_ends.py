@@ -346,8 +346,8 @@ def test_futures_tell_of_a_scheduler_that_is_gone_though_it_is_just_being_asked(
     # A run asks now and then whether there are workers: the scheduler may die at that moment.
     with (
         scheduler() as (address, process),
+        Client(address, set_as_default=False, timeout="60s") as client,
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-        Client(address, set_as_default=False) as client,
     ):
         serving = Serving(client, {})
         future = client.submit(len, "there is no worker")
