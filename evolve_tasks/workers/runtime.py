@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID, uuid4
 
 from distributed import get_worker
@@ -40,7 +40,7 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.combining import combining, part_of, parts_of
 from evolve_tasks.workers.context import tracking_alone
-from evolve_tasks.workers.discoveries import taken_apart
+from evolve_tasks.workers.discoveries import packed_results, refuse_unpicklable, taken_apart
 from evolve_tasks.workers.engines import keeps_results, record_failure
 from evolve_tasks.workers.failing import after_some, failure_from
 from evolve_tasks.workers.gathering import streamed
@@ -54,9 +54,6 @@ from evolve_tasks.workers.timed import TimedThreads
 from evolve_tasks.workers.transport import (
     NOTHING,
     Packed,
-    Unpicklable,
-    is_plain,
-    require_picklable,
 )
 from evolve_tasks.workers.unit_runs import OpenRun, run_as_unit
 
@@ -76,6 +73,15 @@ class _Expanded:
     given: int = 0  # items that were sent on the way
     cut: bool = False  # and then the run was stopped
     token: str = ""  # of what it gave, where there is a journal
+
+
+class _WorkedOn(NamedTuple):
+    """Items that were worked on where they were found, how they ended and what they led to."""
+
+    source: SourceCall
+    ended: list[Ran]
+    items: Any
+    found: list[Discovery]
 
 
 class Runtime:
@@ -198,7 +204,7 @@ class Runtime:
         span.ended = time.time()
         ends: list[SourceEnd] = []
         lists: list[Any] = []
-        inline: list[tuple[SourceCall, list[Ran], Any]] = []
+        inline: list[_WorkedOn] = []
         for source, one in zip(call.sources, ended, strict=True):
             end = SourceEnd(skipped=one.ran is None or one.cut, given=one.given)
             items: Any = ()
@@ -222,8 +228,9 @@ class Runtime:
                         )
                         end.has_run = True
             if one.worked_on is not None:
-                end.discoveries = self._discoveries(one.worked_on, 0) or ()
-                inline.append((source, one.worked_on, items))
+                found = self._discoveries(one.worked_on, 0)
+                end.discoveries = found or ()
+                inline.append(_WorkedOn(source, one.worked_on, items, found))
                 end.ended = len(items)
                 end.not_run = len(items) - len(one.worked_on)
                 items = ()
@@ -255,8 +262,9 @@ class Runtime:
 
     def _discoveries(self, ended: list[Ran], start: int) -> list[Discovery]:
         """Leave results that can travel, and give what they lead to."""
-        _refuse_unpicklable(self.spec.stages[-1].name, ended)
-        return taken_apart(ended, start, self._keys_of)
+        name = self.spec.stages[-1].name
+        refuse_unpicklable(name, ended)
+        return taken_apart(name, ended, start, self._keys_of)
 
     def _each(self, call: ExpandCall, given: Sequence[Any]) -> list[_Expanded]:
         """Expand each source, and work on short lists at once."""
@@ -328,33 +336,35 @@ class Runtime:
         self,
         call: ExpandCall,
         ends: list[SourceEnd],
-        inline: list[tuple[SourceCall, list[Ran], Any]],
+        inline: list[_WorkedOn],
     ) -> Packed:
         if not inline:
             return NOTHING
         recording = _in_passing(call)
         here = self._bound[call.stage + 1]
         end_of = {source.index: end for source, end in zip(call.sources, ends, strict=True)}
-        values: dict[tuple[int, ...], list[Any]] = {}
+        ended_of = {one.source.index: one.ended for one in inline}
+        # Before they are combined: whoever does that may change its first argument.
+        packed = packed_results(
+            here.stage.name,
+            lambda: [self._values(ended_of.get(source.index, ())) for source in call.sources],
+            [(one.ended, one.found) for one in inline],
+        )
         gave_runs = self._bound[call.stage].task is not None
         upstream = (call.recording.unit or call.recording.within) if gave_runs else None
-        for source, rans, items in inline:
+        for source, ended, items, _ in inline:
             end = end_of[source.index]
             end.failures, end.recorded = self._failures(
                 here,
                 recording,
                 source,
                 upstream or (source.run_id if end.has_run else None),
-                rans,
+                ended,
                 items,
                 0,
             )
-            values[source.index] = self._values(rans)
-        # Before they are combined: whoever does that may change its first argument.
-        packed = Packed.of([values.get(source.index, []) for source in call.sources])
-        for source, rans, _ in inline:
-            end = end_of[source.index]
-            end.parts = self._parts(source, rans, 0, end.discoveries, upstream)
+        for source, ended, _, found in inline:
+            end_of[source.index].parts = self._parts(source, ended, 0, found, upstream)
         return packed
 
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
@@ -390,6 +400,9 @@ class Runtime:
         # A result may kill the process when it is pickled, and it need not be the last.
         self._mark(call.source, packing(start))
         discoveries = self._discoveries(ended, start)
+        values = packed_results(
+            bound.stage.name, lambda: self._values(ended), [(ended, discoveries)]
+        )
         failures, recorded = self._failures(
             bound,
             call.recording,
@@ -400,7 +413,7 @@ class Runtime:
             start,
         )
         return BatchResult(
-            Packed.of(self._values(ended)),
+            values,
             failures,
             len(items) - len(ended),
             recorded,
@@ -452,7 +465,7 @@ class Runtime:
         with UnitContext(bound, call.recording, source.run_id, name) as unit:
             ran = unit.run(given, call.run_id, name)
         span.ended = time.time()
-        _refuse_unpicklable(bound.stage.name, [ran])
+        refuse_unpicklable(bound.stage.name, [ran])
         recorded = bound.task is not None and call.recording.each
         if ran.error is None:
             return Collected(Packed.of(ran.value), None, recorded, span)
@@ -660,20 +673,3 @@ def _within(call: ProcessCall, run_id: UUID | None) -> ProcessCall:
 def _in_passing(call: ExpandCall) -> Recording:
     """What Prefect sees of items that are worked on where they are found: at most their unit."""
     return replace(call.recording, each=False)
-
-
-def _refuse_unpicklable(stage: str, ended: Sequence[Ran]) -> None:
-    """Make failures of values that cannot travel."""
-    values = [ran.value for ran in ended if ran.error is None]
-    if is_plain(values):
-        return
-    try:
-        Packed.tried(values)
-    except Exception:
-        # One of them is at fault; the way to find out which is to try each.
-        for ran in ended:
-            if ran.error is None:
-                try:
-                    require_picklable(stage, ran.value)
-                except Unpicklable as error:
-                    ran.error = error

@@ -143,6 +143,14 @@ def lost_if_late_and_odd(number: int) -> Any:
     return More(AtHome(), [0], stage=1) if number > LATE and number % 2 else 0
 
 
+def once_if_late(number: int) -> Any:
+    return Once() if number > LATE else number
+
+
+def once_found_if_late(number: int) -> Any:
+    return More(number, [Once()], stage=1) if number > LATE else number
+
+
 def bound_to_its_process(source: str, results: list[Any]) -> AtHome:
     return AtHome()
 
@@ -307,12 +315,27 @@ def test_results_of_items_that_led_further(
     [*STRATEGIES, ("nested", 7, "batches"), ("sequential", "auto", "batches")],
 )
 def test_results_that_cannot_leave(apart: str, strategy: str, batch: Any, record: str) -> None:
-    """Each can be pickled when it is tried, and all of them are lost when they are sent."""
+    """Each can be pickled when it is tried, and not when it is to be sent."""
     flow_run_id, outcome = run(
         apart, numbered, going_once, strategy=strategy, batch=batch, record=record, resources=None
     )
-    assert outcome.failures
+    assert outcome.results == DONE * 3
     require_failed(flow_run_id, outcome, "going_once", "it went before")
+
+
+@pytest.mark.parametrize("last", [once_if_late, once_found_if_late])
+@pytest.mark.parametrize("strategy", ["sequential", *(strategy for strategy, *_ in STRATEGIES)])
+def test_results_that_cannot_leave_with_their_sources(
+    apart: str, strategy: str, last: Callable[[int], Any]
+) -> None:
+    """Items that were worked on where they were found fail themselves, and not their sources."""
+    options: dict[str, Any] = {"strategy": strategy, "record": "batches", "resources": None}
+    names = [f"source {number}" for number in range(LATE + 100)]
+    flow_run_id, outcome = run(apart, two_of, last, sources=names, **options)
+    assert outcome.results == [number for number in range(LATE + 1) for _ in range(2)]
+    assert {failure.stage for failure in outcome.failures} == {last.__name__}
+    assert outcome.counts.done + outcome.counts.failed == 2 * len(names)
+    require_failed(flow_run_id, outcome, last.__name__, "it went before")
 
 
 @pytest.mark.parametrize(("strategy", "batch", "record"), STRATEGIES)
