@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -139,7 +140,7 @@ def _read(chunk: Chunk) -> Chunk:
     return chunk._replace(items=marked, payload=b"")
 
 
-def _discoveries_of(part: Measure | BatchResult) -> list[Discovery]:
+def _discoveries_of(part: Measure | BatchResult) -> Sequence[Discovery]:
     if isinstance(part, BatchResult):
         return part.discoveries
     return [one for end in part.ends for one in end.discoveries]

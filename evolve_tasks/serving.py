@@ -50,9 +50,10 @@ class Serving:
             ClusterLost: there has been no worker for `no_workers_s()`.
             ClusterUnfit: for as long no worker has had what a stage takes.
         """
-        with _if_it_can_be_asked():
-            self._require_any()
-            self._require_stages(stages)
+        if self._connected():
+            with _unless_it_dies():
+                self._require_any()
+                self._require_stages(stages)
 
     def _require_stages(self, stages: Collection[str]) -> None:
         takes = {stage: self._resources[stage] for stage in stages if self._resources.get(stage)}
@@ -77,9 +78,10 @@ class Serving:
             ClusterLost: there has been no worker for `no_workers_s()`.
             ClusterUnfit: for as long no worker has been able to run it, or what it waits for.
         """
-        with _if_it_can_be_asked():
-            self._require_any()
-            self._require_runnable(key)
+        if self._connected():
+            with _unless_it_dies():
+                self._require_any()
+                self._require_runnable(key)
 
     def _require_runnable(self, key: Key) -> None:
         found: Unrunnable | None = self._client.run_on_scheduler(unrunnable, key)
@@ -136,6 +138,14 @@ class Serving:
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         return [worker.get("resources") or {} for worker in workers]
 
+    def _connected(self) -> bool:
+        """Whether there is a scheduler to ask.
+
+        If not, Dask has cancelled what was in flight there, and who waits for that is told: by its
+        futures, with an error that says what was lost.
+        """
+        return bool(self._client.status == "running")
+
     def _too_long(self, stage: str, served: bool) -> bool:
         now = time.monotonic()
         if served:
@@ -145,12 +155,8 @@ class Serving:
 
 
 @contextmanager
-def _if_it_can_be_asked() -> Iterator[None]:
-    """Leave it for the next time if the scheduler is not there.
-
-    If it is gone for good, Dask cancels what is in flight there, and who waits for that is told:
-    by its futures, with an error that says what was lost.
-    """
+def _unless_it_dies() -> Iterator[None]:
+    """Leave a question for the next time, if the scheduler dies over it."""
     try:
         yield
     except OSError as error:

@@ -44,9 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = thin(items)
         config.stash[LEFT_OUT] = len(left_out)
         config.hook.pytest_deselected(items=left_out)
-    # Files are given out in this order: those that take minutes first, so that none of them is
-    # alone at the end.
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    # Files are given out in this order (with --no-loadscope-reorder): those that take minutes
+    # first, so that none of them is alone at the end. Of all combinations those are others.
+    first = "conformance" if WHOLE else "integration"
+    items.sort(key=lambda item: first not in item.path.parts)
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> str:

@@ -549,7 +549,7 @@ class BatchResult:
     unit_recorded: bool
     worked_s: float
     span: Span
-    discoveries: list[Discovery] = field(default_factory=list)
+    discoveries: Sequence[Discovery] = ()
     parts: Parts | None = None
 
 

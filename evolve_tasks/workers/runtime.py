@@ -25,7 +25,6 @@ from evolve_tasks.workers.calls import (
     Collected,
     CombineCall,
     Combined,
-    Discovery,
     ExpandCall,
     Expansion,
     Measure,
@@ -40,13 +39,13 @@ from evolve_tasks.workers.calls import (
 )
 from evolve_tasks.workers.combining import combining, part_of, parts_of
 from evolve_tasks.workers.context import tracking_alone
-from evolve_tasks.workers.discoveries import packed_results, refuse_unpicklable, taken_apart
 from evolve_tasks.workers.engines import keeps_results, record_failure
 from evolve_tasks.workers.failing import after_some, failure_from
 from evolve_tasks.workers.gathering import streamed
 from evolve_tasks.workers.keys import keys_of
 from evolve_tasks.workers.marks import PACKING, SOURCE_ITSELF, Marks, number_of, packing
 from evolve_tasks.workers.prints import prints_heard
+from evolve_tasks.workers.results import Results, packed, refuse_unpicklable
 from evolve_tasks.workers.salvaging import Unreadable
 from evolve_tasks.workers.streaming import Flusher, Line, Stream
 from evolve_tasks.workers.task_runs import new_task_run
@@ -76,12 +75,12 @@ class _Expanded:
 
 
 class _WorkedOn(NamedTuple):
-    """Items that were worked on where they were found, how they ended and what they led to."""
+    """Items that were worked on where they were found, and what they gave."""
 
     source: SourceCall
-    ended: list[Ran]
+    end: SourceEnd  # of the source
     items: Any
-    found: list[Discovery]
+    results: Results
 
 
 class Runtime:
@@ -204,7 +203,7 @@ class Runtime:
         span.ended = time.time()
         ends: list[SourceEnd] = []
         lists: list[Any] = []
-        inline: list[_WorkedOn] = []
+        inline: list[_WorkedOn | None] = []
         for source, one in zip(call.sources, ended, strict=True):
             end = SourceEnd(skipped=one.ran is None or one.cut, given=one.given)
             items: Any = ()
@@ -227,10 +226,10 @@ class Runtime:
                             bound, source.run_id, label, upstream, one.item, one.ran
                         )
                         end.has_run = True
-            if one.worked_on is not None:
-                found = self._discoveries(one.worked_on, 0)
-                end.discoveries = found or ()
-                inline.append(_WorkedOn(source, one.worked_on, items, found))
+            if one.worked_on is None:
+                inline.append(None)
+            else:
+                inline.append(_WorkedOn(source, end, items, self._results(one.worked_on, 0)))
                 end.ended = len(items)
                 end.not_run = len(items) - len(one.worked_on)
                 items = ()
@@ -238,7 +237,7 @@ class Runtime:
             lists.append(items)
         measure = Measure(
             ends,
-            self._inline_values(call, ends, inline),
+            self._inline_values(call, inline),
             parse_s=sum(one.parse_s for one in ended),
             inline_s=sum(one.inline_s for one in ended),
             recorded=call.recording.unit is not None and bound.task is not None,
@@ -260,11 +259,8 @@ class Runtime:
         except Exception as error:
             ran.value, ran.error = None, ran.error or error
 
-    def _discoveries(self, ended: list[Ran], start: int) -> list[Discovery]:
-        """Leave results that can travel, and give what they lead to."""
-        name = self.spec.stages[-1].name
-        refuse_unpicklable(name, ended)
-        return taken_apart(name, ended, start, self._keys_of)
+    def _results(self, ended: list[Ran], start: int) -> Results:
+        return Results(self.spec.stages[-1].name, ended, start, self._keys_of)
 
     def _each(self, call: ExpandCall, given: Sequence[Any]) -> list[_Expanded]:
         """Expand each source, and work on short lists at once."""
@@ -332,40 +328,33 @@ class Runtime:
             self._flusher.remove(stream)
             stream.settle()
 
-    def _inline_values(
-        self,
-        call: ExpandCall,
-        ends: list[SourceEnd],
-        inline: list[_WorkedOn],
-    ) -> Packed:
-        if not inline:
+    def _inline_values(self, call: ExpandCall, inline: Sequence[_WorkedOn | None]) -> Packed:
+        worked_on = [one for one in inline if one is not None]
+        if not worked_on:
             return NOTHING
         recording = _in_passing(call)
         here = self._bound[call.stage + 1]
-        end_of = {source.index: end for source, end in zip(call.sources, ends, strict=True)}
-        ended_of = {one.source.index: one.ended for one in inline}
         # Before they are combined: whoever does that may change its first argument.
-        packed = packed_results(
-            here.stage.name,
-            lambda: [self._values(ended_of.get(source.index, ())) for source in call.sources],
-            [(one.ended, one.found) for one in inline],
+        values = packed(
+            [one.results for one in worked_on],
+            lambda: [[] if one is None else self._values(one.results.ended) for one in inline],
         )
         gave_runs = self._bound[call.stage].task is not None
         upstream = (call.recording.unit or call.recording.within) if gave_runs else None
-        for source, ended, items, _ in inline:
-            end = end_of[source.index]
+        for source, end, items, results in worked_on:
+            end.discoveries = results.discoveries
             end.failures, end.recorded = self._failures(
                 here,
                 recording,
                 source,
                 upstream or (source.run_id if end.has_run else None),
-                ended,
+                results.ended,
                 items,
                 0,
             )
-        for source, ended, _, found in inline:
-            end_of[source.index].parts = self._parts(source, ended, 0, found, upstream)
-        return packed
+        for source, end, _, results in worked_on:
+            end.parts = self._parts(source, results, 0, upstream)
+        return values
 
     def _process(self, call: ProcessCall, items: Sequence[Any]) -> BatchResult:
         bound, span = self._bound[call.stage], self._begin()
@@ -399,10 +388,8 @@ class Runtime:
         bound, start = self._bound[call.stage], call.part.start
         # A result may kill the process when it is pickled, and it need not be the last.
         self._mark(call.source, packing(start))
-        discoveries = self._discoveries(ended, start)
-        values = packed_results(
-            bound.stage.name, lambda: self._values(ended), [(ended, discoveries)]
-        )
+        results = self._results(ended, start)
+        values = packed([results], lambda: self._values(ended))
         failures, recorded = self._failures(
             bound,
             call.recording,
@@ -420,14 +407,8 @@ class Runtime:
             call.recording.unit is not None and bound.task is not None,
             worked_s,
             span,
-            discoveries,
-            self._parts(
-                call.source,
-                ended,
-                start,
-                discoveries,
-                call.recording.unit or call.recording.within,
-            ),
+            results.discoveries,
+            self._parts(call.source, results, start, call.recording.unit or call.recording.within),
         )
 
     def _process_together(
@@ -500,9 +481,8 @@ class Runtime:
     def _parts(
         self,
         source: SourceCall,
-        ended: Sequence[Ran],
+        results: Results,
         start: int,
-        discoveries: Sequence[Discovery],
         run_id: UUID | None,
     ) -> Parts | None:
         """What items come to that have ended, where results are combined."""
@@ -512,7 +492,7 @@ class Runtime:
         name = f"{bound.stage.name}[{source.label}]"
         try:
             with combining(bound, run_id or source.run_id, name) as combine:
-                return parts_of(ended, start, discoveries, combine)
+                return parts_of(results.ended, start, results.discoveries, combine)
         except Exception as error:
             index, item = (*source.index, start), f"results of {source.label}"
             return Parts(

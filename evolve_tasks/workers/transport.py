@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 from distributed.protocol.pickle import dumps, loads
 
+from evolve_tasks.naming import error_text
 from evolve_tasks.workers.salvaging import salvaged
 
 # What these pickle to can be unpickled anywhere.
@@ -214,6 +215,6 @@ def require_picklable(stage: str, value: Any) -> None:
     except Exception as error:
         raise Unpicklable(
             f"{stage} returned a value of type {type(value).__name__} that cannot be pickled "
-            f"and unpickled ({type(error).__name__}: {error}); return plain values, and open "
-            "files, locks or connections where they are used"
+            f"and unpickled ({error_text(error)}); return plain values, and open files, locks or "
+            "connections where they are used"
         ) from error

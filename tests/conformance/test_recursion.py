@@ -143,6 +143,36 @@ def test_iter_gives_what_is_found_with_its_path(strategy: str, runner: Any) -> N
     assert [(one.failure.stage, one.index) for one in given if not one.ok] == FAILURES
 
 
+# -- many short lists, which are worked on where they are found ------------------------------------
+
+SHORT = 600  # sources: more than are sent before it is known that they are short
+FAR = 10_000
+
+
+def two_each(number: int) -> list[int]:
+    return [2 * number, 2 * number + 1]
+
+
+def led_once(item: int) -> Any:
+    if item % 7 == 0:
+        raise ValueError("an odd one")
+    return More(item, [FAR + item], stage=1) if item < FAR and item % 3 == 0 else item
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_items_of_short_sources_lead_further(strategy: str, runner: Any) -> None:
+    options: Any = {"strategy": strategy, "on_failure": "ignore"}
+    outcome = in_flow(runner, lambda: evolve(range(SHORT), two_each, led_once, **options))
+    walked = [
+        one
+        for item in range(2 * SHORT)
+        for one in ([item, FAR + item] if item % 3 == 0 and item % 7 else [item])
+    ]
+    assert outcome.results == [item for item in walked if item % 7]
+    assert len(outcome.failures) == sum(item % 7 == 0 for item in walked)
+    assert outcome.counts.done + outcome.counts.failed == len(walked)
+
+
 # -- what cannot be followed -----------------------------------------------------------------------
 
 

@@ -56,13 +56,12 @@ EVERY = 10  # runs between two lines
 # workers' memory: what is free between what is in use, on pages that are resident, grows for some
 # thirty runs on each of two workers, and then no more. Four take twice as many to do as much each.
 # What leaks goes on after that.
-FIRST = 60
+BASE = 60
 LIMIT_S = 180.0  # for one run
 SETTLED_S = 60.0  # until what a run used has been given back
 MB = 1e6
 
-# A process may keep so much more after some runs than after others, for its buffers; what is
-# more, and more again in the next ten runs, is a leak.
+# A process may keep so much more after some runs than after others, for its buffers.
 RESIDENT_MB = 4.0
 # In use is what it is: what workers have allocated, and not freed.
 USED_MB = 1.0
@@ -271,8 +270,10 @@ class Life:
             try:
                 found = self.held()
             except psutil.NoSuchProcess:
+                if time.monotonic() > give_up:
+                    raise
                 continue  # that of a run, which has ended meanwhile
-            # The first look has nothing to go by but itself: it is over when nothing changes.
+            # Without one before it, it goes by itself: it is over when nothing changes.
             since = before or latest
             settled = since is not None and not found.grown(since)
             if before is None and settled and latest is not None:
@@ -396,7 +397,8 @@ def live(home: Path, runs: int) -> int:
 
     Args:
         home: an empty folder.
-        runs: how often, at least 70: two looks are compared.
+        runs: how often, at least 70: two looks are compared. Those after the last full ten are
+            not looked at.
 
     Returns:
         How many things have grown.
@@ -413,21 +415,21 @@ def live(home: Path, runs: int) -> int:
         names = [field.name for field in fields(Held)]
         print("runs", *names, sep="\t")  # noqa: T201
         looks: list[Held] = []
-        first = FIRST // EVERY - 1
+        base = BASE // EVERY - 1
         connections: list[Counter[str]] = []
         for number, parameters in enumerate(islice(cycle(KINDS), runs), start=1):
             _run(client, parameters)
             if number % EVERY == 0:
-                looks.append(life.settled(looks[first] if len(looks) > first else None))
+                looks.append(life.settled(looks[base] if len(looks) > base else None))
                 connections.append(life.connections())
                 values = (_told(getattr(looks[-1], name)) for name in names)
                 print(number, *values, sep="\t", flush=True)  # noqa: T201
         assert life.transitions() > 10 * runs, "runs did not use the cluster"
-    grown = looks[-1].grown(looks[first])
+    grown = looks[-1].grown(looks[base])
     for text in grown:
         print(f"it grew: {text}")  # noqa: T201
     if grown:
-        print(f"connections since then: {connections[-1] - connections[first]}")  # noqa: T201
+        print(f"connections since then: {connections[-1] - connections[base]}")  # noqa: T201
     return len(grown)
 
 
@@ -438,10 +440,10 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=120)
     given = parser.parse_args()
-    if given.runs < FIRST + EVERY:
+    if given.runs < BASE + EVERY:
         parser.error(
-            f"--runs {given.runs}: the first look is after {FIRST} runs, so at least "
-            f"{FIRST + EVERY} are needed to see what grows"
+            f"--runs {given.runs}: what is held after {BASE} runs is what the last look is "
+            f"compared with, so at least {BASE + EVERY} are needed"
         )
     with tempfile.TemporaryDirectory(prefix="evolve-life-", ignore_cleanup_errors=True) as home:
         return int(live(Path(home), given.runs) > 0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -347,13 +348,17 @@ def test_futures_tell_of_a_scheduler_that_is_gone_though_it_is_just_being_asked(
     with (
         scheduler() as (address, process),
         Client(address, set_as_default=False, timeout="60s") as client,
-        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        ThreadPoolExecutor() as threads,
     ):
         serving = Serving(client, {})
         future = client.submit(len, "there is no worker")
         serving.require([])
+        process.send_signal(signal.SIGSTOP)
+        asked = threads.submit(serving.require, [])
+        until(lambda: client.rpc.active, "the question is on its way")
         process.kill()
-        process.wait()
+        asked.result(60)
+        until(lambda: client.status == "connecting", "Dask knows that the scheduler is gone")
+        assert future.status == "cancelled"
         serving.require([])
         serving.require_for(future.key)
-        until(lambda: future.status == "cancelled", "Dask has cancelled it")

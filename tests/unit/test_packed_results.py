@@ -9,8 +9,7 @@ import pytest
 
 from evolve_tasks.more import More
 from evolve_tasks.workers.bound import Ran
-from evolve_tasks.workers.calls import Discovery
-from evolve_tasks.workers.discoveries import packed_results, refuse_unpicklable, taken_apart
+from evolve_tasks.workers.results import Results, packed
 
 TRIES = 4  # of pickle, Dask and cloudpickle, before a value is given up
 
@@ -29,60 +28,90 @@ class Pickled:
         return str, ("came",)
 
 
-Packing = Callable[..., tuple[list[Any], list[Ran], list[Discovery]]]
+Packing = Callable[..., tuple[list[Any], list[Results]]]
 
 
 @pytest.fixture
 def pack(caplog: pytest.LogCaptureFixture) -> Packing:
     caplog.set_level("CRITICAL", "distributed.protocol.pickle")
 
-    def packing(*given: Any) -> tuple[list[Any], list[Ran], list[Discovery]]:
+    def packing(*lists: list[Any]) -> tuple[list[Any], list[Results]]:
         """As units do it."""
-        ended = [Ran(value=value) for value in given]
-        refuse_unpicklable("work", ended)
-        assert not any(ran.error for ran in ended)
-        found = taken_apart("work", ended, 0, None)
+        results = [Results("work", [Ran(value) for value in one], 0, None) for one in lists]
+        assert not any(failed(one) for one in results)
 
         def values() -> list[Any]:
-            return [ran.value for ran in ended if ran.error is None]
+            return [[ran.value for ran in one.ended if ran.error is None] for one in results]
 
-        packed = packed_results("work", values, [(ended, found)])
-        return packed.value(), ended, found
+        return packed(results, values).value(), results
 
     return packing
 
 
-def failed(ended: list[Ran]) -> list[int]:
-    return [position for position, ran in enumerate(ended) if ran.error is not None]
+def failed(results: Results) -> list[int]:
+    return [position for position, ran in enumerate(results.ended) if ran.error is not None]
 
 
-def test_what_cannot_be_pickled_any_more_fails_alone(pack: Packing) -> None:
-    values, ended, _ = pack(0, Pickled(), Pickled(*range(9)), 3)
-    assert values == [0, "came", 3]
-    assert failed(ended) == [1]
-    assert "it went before" in str(ended[1].error)
-    assert "work" in str(ended[1].error)
+def led_to(results: Results) -> list[tuple[int, list[tuple[int, int]], list[Any]]]:
+    return [(one.stage, one.owners, one.items.value()) for one in results.discoveries]
 
 
-def test_those_beside_one_that_led_further_are_lost_with_it(pack: Packing) -> None:
-    values, ended, found = pack(0, More(Pickled(), [1, 2], stage=0), More(3, [3], stage=1))
-    assert values == []
-    assert found == []
-    assert failed(ended) == [0, 1, 2]
+def test_a_result_that_cannot_be_pickled_any_more_fails_alone(pack: Packing) -> None:
+    able = Pickled(*range(9))
+    values, (first, second) = pack([0, Pickled(), able, More(3, [4], stage=0)], [5])
+    assert values == [[0, "came", 3], [5]]
+    assert failed(first) == [1]
+    assert failed(second) == []
+    assert led_to(first) == [(0, [(3, 1)], [4])]
+    error = first.ended[1].error
+    assert "it went before" in str(error)
+    assert "work" in str(error)
+    assert isinstance(error.__cause__, OSError)
 
 
-def test_what_was_found_and_cannot_be_pickled_any_more(pack: Packing) -> None:
-    values, ended, found = pack(0, More(1, [Pickled()], stage=0), More(2, [3], stage=1))
-    assert values == [0, 2]
-    assert failed(ended) == [1]
-    assert "it went before" in str(ended[1].error)
-    assert [(one.stage, one.owners, one.items.value()) for one in found] == [(1, [(2, 1)], [3])]
+def test_what_it_led_to_is_left_out(pack: Packing) -> None:
+    values, (first,) = pack([More(Pickled(), [1, 2], stage=0), More(3, [4], stage=0)])
+    assert values == [[3]]
+    assert failed(first) == [0]
+    assert led_to(first) == [(0, [(1, 1)], [4])]
+
+
+def test_one_that_leads_to_what_cannot_be_pickled_any_more_fails_alone(pack: Packing) -> None:
+    values, (first, second) = pack(
+        [0, More(1, [Pickled()], stage=0), More(2, [3], stage=0), More(4, [5, 6], stage=1)],
+        [More(7, [8], stage=0)],
+    )
+    assert values == [[0, 2, 4], [7]]
+    assert failed(first) == [1]
+    assert "it went before" in str(first.ended[1].error)
+    assert led_to(first) == [(0, [(2, 1)], [3]), (1, [(3, 2)], [5, 6])]
+    assert led_to(second) == [(0, [(0, 1)], [8])]
 
 
 def test_where_none_is_at_fault_all_fail_with_errors_of_their_own(pack: Packing) -> None:
     # It can be pickled whenever it is tried, and not when it is packed.
-    values, ended, _ = pack(0, Pickled(1 + TRIES + 1), 2)
-    assert values == []
-    assert failed(ended) == [0, 1, 2]
-    # An error that is raised once more for each item that it stands for becomes longer each time.
-    assert len({id(ran.error) for ran in ended}) == 3
+    values, (first, second) = pack([0, Pickled(1 + TRIES + 1)], [More(2, [3], stage=0)])
+    assert values == [[], []]
+    assert failed(first) == [0, 1]
+    assert failed(second) == [0]
+    assert led_to(second) == []
+    assert len({id(ran.error) for one in (first, second) for ran in one.ended}) == 3
+
+
+def test_an_error_without_a_text(pack: Packing) -> None:
+    values, (first,) = pack([0, Mute()])
+    assert values == [[0]]
+    assert "Speechless" in str(first.ended[1].error)
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Mute(Pickled):
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        try:
+            return super().__reduce__()
+        except OSError as error:
+            raise Speechless from error
