@@ -13,6 +13,7 @@ from dask.typing import Key
 from dask.utils import parse_timedelta
 from distributed import Client, Scheduler
 
+from evolve_tasks.core.absence import Absence
 from evolve_tasks.errors import ClusterLost, ClusterUnfit
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Serving:
     def __init__(self, client: Client, resources: Mapping[str, Resources]) -> None:
         self._client = client
         self._resources = resources
-        self._since: dict[str, float] = {}  # by stage; "" for any stage
+        self._absence = Absence()  # of workers, by stage; "" for any stage
 
     def require(self, stages: Collection[str]) -> None:
         """Called now and then while nothing ends.
@@ -135,23 +136,27 @@ class Serving:
 
     def _offers(self) -> list[Resources]:
         """What each worker offers; a long answer, so asked only where a stage takes something."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        return [worker.get("resources") or {} for worker in workers]
+        # Not by `scheduler_info`: what it gives is overwritten every two seconds with an answer
+        # that has no workers in it, and where nobody answers it gives the one before.
+        if self._client.scheduler is None:
+            raise ConnectionError("the Dask client has been closed")
+        told = self._client.sync(self._client.scheduler.identity, n_workers=-1)
+        return [worker.get("resources") or {} for worker in told["workers"].values()]
 
     def _connected(self) -> bool:
         """Whether there is a scheduler to ask.
 
-        If not, Dask has cancelled what was in flight there, and who waits for that is told: by its
-        futures, with an error that says what was lost.
+        If not, Dask has cancelled what was in flight there, and cancels what is sent meanwhile if
+        it cannot connect again. Who waits is told by the futures, with an error that says what was
+        lost.
         """
         return bool(self._client.status == "running")
 
     def _too_long(self, stage: str, served: bool) -> bool:
-        now = time.monotonic()
         if served:
-            self._since.pop(stage, None)
+            self._absence.found(stage)
             return False
-        return now - self._since.setdefault(stage, now) >= no_workers_s()
+        return self._absence.missing_s(stage, time.monotonic()) >= no_workers_s()
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[LEFT_OUT] = len(left_out)
         config.hook.pytest_deselected(items=left_out)
     # Files are given out in this order (with --no-loadscope-reorder): those that take minutes
-    # first, so that none of them is alone at the end. Of all combinations those are others.
+    # first, so that none of them is alone at the end. In `make matrix` those are of conformance.
     first = "conformance" if WHOLE else "integration"
     items.sort(key=lambda item: first not in item.path.parts)
 

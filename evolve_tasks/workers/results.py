@@ -1,7 +1,7 @@
 """What items of the last stage gave: results on one side, what they lead to on the other.
 
-Both are packed here. What cannot travel fails by itself: not those that gave the items, nor others
-that were worked on beside them.
+Both are packed here. What cannot travel fails by itself: not those that gave the items, and others
+that were worked on beside them only where no single one is at fault.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Results:
         for one in self._led:
             if one.ran.error is None:
                 try:
-                    require_picklable(self._name, one.items)
+                    require_picklable(f"{self._name}, in More,", one.items)
                 except Unpicklable as error:
                     one.ran.error = error
         return self._failed() - before
@@ -101,12 +101,12 @@ class Results:
         for ran in self.ended:
             if ran.error is None:
                 # One that is raised once for each item becomes longer each time.
+                ran.value = None
                 ran.error = Unpicklable(
                     f"{self._name} returned a value that can be pickled alone, and cannot be "
                     f"pickled with those that came beside it ({error_text(error)}); return plain "
                     "values, or less in each"
                 )
-                ran.error.__cause__ = error
         return self._failed() - before
 
     def _failed(self) -> int:
@@ -132,21 +132,23 @@ def packed(results: Sequence[Results], values: Callable[[], list[Any]]) -> Packe
     """Pack what items gave, and what they lead to.
 
     All of it could be pickled when it was tried. It may have changed since then, or there may be
-    no memory for all of it at once: then some fail, in `results`.
+    no memory for all of it at once: then those fail that cannot be pickled alone, in `results`; or
+    all, if each of them can.
 
     Args:
         results: what they gave, N >= 1 times.
         values: gives the results that are to be packed, of those that have not failed.
     """
+    at_fault = 1
     while True:
         try:
             for one in results:
                 one.pack_discoveries()
             return Packed.of(values())
         except Exception as error:
-            if sum(one.refuse_unpicklable() for one in results):
-                continue
-            if not sum(one.refuse_all(error) for one in results):
+            # Where none is at fault it may have been for a moment, so that is tried once more.
+            before, at_fault = at_fault, sum(one.refuse_unpicklable() for one in results)
+            if not (before or at_fault or sum(one.refuse_all(error) for one in results)):
                 raise
 
 

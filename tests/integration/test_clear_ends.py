@@ -353,12 +353,14 @@ def test_futures_tell_of_a_scheduler_that_is_gone_though_it_is_just_being_asked(
         serving = Serving(client, {})
         future = client.submit(len, "there is no worker")
         serving.require([])
+        client._periodic_callbacks["scheduler-info"].stop()  # it asks by itself
+        until(lambda: not client.rpc.active, "nothing else is asked")
         process.send_signal(signal.SIGSTOP)
         asked = threads.submit(serving.require, [])
         until(lambda: client.rpc.active, "the question is on its way")
         process.kill()
-        asked.result(60)
+        asked.result(120)
         until(lambda: client.status == "connecting", "Dask knows that the scheduler is gone")
-        assert future.status == "cancelled"
+        until(lambda: future.status == "cancelled", "Dask has cancelled it")
         serving.require([])
         serving.require_for(future.key)

@@ -90,12 +90,21 @@ def test_one_that_leads_to_what_cannot_be_pickled_any_more_fails_alone(pack: Pac
 
 def test_where_none_is_at_fault_all_fail_with_errors_of_their_own(pack: Packing) -> None:
     # It can be pickled whenever it is tried, and not when it is packed.
-    values, (first, second) = pack([0, Pickled(1 + TRIES + 1)], [More(2, [3], stage=0)])
+    able = Pickled(1 + TRIES + 1, 2 * (1 + TRIES) + 1)
+    values, (first, second) = pack([0, able], [More(2, [3], stage=0)])
     assert values == [[], []]
     assert failed(first) == [0, 1]
     assert failed(second) == [0]
     assert led_to(second) == []
     assert len({id(ran.error) for one in (first, second) for ran in one.ended}) == 3
+
+
+def test_what_passes_at_once_fails_nobody(pack: Packing) -> None:
+    able = Pickled(1 + TRIES + 1, 1 + TRIES + 2)
+    values, (first,) = pack([0, able, More(2, [3], stage=0)])
+    assert values == [[0, "came", 2]]
+    assert failed(first) == []
+    assert led_to(first) == [(0, [(2, 1)], [3])]
 
 
 def test_an_error_without_a_text(pack: Packing) -> None:
