@@ -385,11 +385,11 @@ def test_many_of_them_leave_room_for_their_items(
 ) -> None:
     def body() -> Outcome:
         options: Any = {"strategy": strategy, "in_flight": in_flight, "batch": batch}
-        return evolve([30] * 12, gives, same, buffered=10, **options)
+        return evolve([20] * 8, gives, same, buffered=10, **options)
 
     outcome = in_flow(runner, body)
-    assert outcome.results == list(range(30)) * 12
-    assert outcome.counts.done == 360
+    assert outcome.results == list(range(20)) * 8
+    assert outcome.counts.done == 160
 
 
 def numbers(count: int) -> list[int]:
@@ -415,9 +415,9 @@ def forty(_: int) -> Iterator[int]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_waits_for_it_does_not_hold_it_up(strategy: str, runner: Any) -> None:
     def body() -> Outcome:
-        return evolve([25], numbers, forty, same, strategy=strategy, buffered=12)
+        return evolve([12], numbers, forty, same, strategy=strategy, buffered=12)
 
-    assert in_flow(runner, body).results == list(range(40)) * 25
+    assert in_flow(runner, body).results == list(range(40)) * 12
 
 
 def leads_on(item: int) -> Any:
