@@ -30,7 +30,7 @@ dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 # are threads of this process start them all the time.
 dask.config.set({"distributed.worker.profile.enabled": False})
 # Fifty times a second each server looks whether its event loop is in time. Those of the session
-# are idle for most of it, and this was half of what they took of the CPUs meanwhile.
+# are idle for most of it, and this was over half of what they took of the CPUs meanwhile.
 dask.config.set({"distributed.admin.tick.interval": "500ms"})
 get_mp_context().set_forkserver_preload(["distributed", "prefect_dask", "evolve_tasks"])
 

@@ -100,8 +100,8 @@ class Results:
         before = self._failed()
         for ran in self.ended:
             if ran.error is None:
-                # One that is raised once for each item becomes longer each time.
                 ran.value = None
+                # Not one for all: one that is raised once for each item becomes longer each time.
                 ran.error = Unpicklable(
                     f"{self._name} returned a value that can be pickled alone, and cannot be "
                     f"pickled with those that came beside it ({error_text(error)}); return plain "
